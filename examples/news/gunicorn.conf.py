@@ -1,0 +1,28 @@
+"""gunicorn's configuration for the demo: gunicorn -c gunicorn.conf.py"""
+
+import os
+from pathlib import Path
+
+# The project is found whichever directory gunicorn is started from.
+chdir = str(Path(__file__).resolve().parent)
+wsgi_app = "news_api.wsgi:application"
+
+bind = os.environ.get("NEWS_BIND", "127.0.0.1:8000")
+
+# A stream occupies its worker thread for as long as it is open; a greenlet costs little.
+worker_class = "gevent"
+
+# The channel lives in one process: clients of a second one would miss half the articles.
+workers = 1
+
+# Open streams plus the requests beside them; gunicorn accepts no more until one ends.
+worker_connections = 1000
+
+# Seconds. Streams never end by themselves, so waiting long for them is of no use.
+graceful_timeout = 3
+
+# An access log writes a line when a response ends; for a stream that says nothing in time.
+accesslog = None
+
+# gunicorn 25.1 and newer would leave a control socket in the home directory.
+control_socket_disable = True

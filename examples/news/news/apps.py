@@ -1,0 +1,7 @@
+"""The app `news`."""
+
+from django.apps import AppConfig
+
+
+class NewsConfig(AppConfig):
+    name = "news"

@@ -1,0 +1,30 @@
+"""Live streams (Server-Sent Events) that cost almost nothing to hold open.
+
+    from sse_channel import sse_channel
+
+    sse_channel.publish({"headline": "..."})    # from anywhere in the process
+    q = sse_channel.listen()                    # a queue of what is published from now on
+    article = q.get(timeout=10)                 # queue.Empty after 10 s
+    sse_channel.unlisten(q)
+
+Importing starts nothing: no thread, no descriptor, neither Django nor gevent.
+"""
+
+from ._sse_channel import ChannelClosed, __version__
+from .channel import SSEChannel, sse_channel, stats
+from .config import configure
+from .event import Event
+from .queue import ClientQueue
+from .stream import EventStream
+
+__all__ = [
+    "ChannelClosed",
+    "ClientQueue",
+    "Event",
+    "EventStream",
+    "SSEChannel",
+    "__version__",
+    "configure",
+    "sse_channel",
+    "stats",
+]

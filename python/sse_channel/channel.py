@@ -1,0 +1,282 @@
+"""Channels: publish to them, listen to them, stream them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from . import _sse_channel
+from .config import options
+from .event import encode_frame, envelope, to_fields
+from .queue import ClientQueue
+from .stream import EventStream, open_stream
+from .waiting import close_clients_at_exit
+
+if TYPE_CHECKING:
+    from .event import Event
+
+__all__ = ["SSEChannel", "sse_channel", "stats"]
+
+
+class SSEChannel:
+    """A channel: what is published to it reaches every client that listens.
+
+    With a name it is the same channel wherever that name is used; messages travel as JSON and are
+    decoded at most once a process, so that all its queues get one shared object: treat it as
+    read-only. Without a name it is private to this object and process, and queues get the very
+    object that was published.
+
+    Safe to use from any thread, greenlet or asyncio loop at any time. Publishing races with
+    `listen` and `unlisten` so: a client gets exactly the events ordered after it was registered
+    and before it was removed, in one order that is the same for all clients.
+
+    A forked child begins with no clients and an empty history; it may use the same object.
+
+    Args:
+        name: the channel's name, 1 to 255 bytes of UTF-8; None for a private channel.
+        capacity: events that wait for one client at the most; a queue costs that memory only
+            when used.
+        overflow: what happens to an event for which a client has no room: ``"drop_oldest"``,
+            ``"drop_newest"``, or ``"disconnect"``, which ends the client after what is left.
+            Each drop is counted.
+        history: events remembered for clients that come back (and at most 64 MiB of them); of
+            several objects for one name, the largest holds.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument that cannot be.
+    """
+
+    __slots__ = ("__weakref__", "_capacity", "_core", "_overflow")
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        capacity: int = 1000,
+        overflow: str = "drop_oldest",
+        history: int = 1000,
+    ) -> None:
+        if name is not None:
+            if not isinstance(name, str):
+                raise TypeError(f"name must be a str or None, not {type(name).__name__}")
+            if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= 255:
+                raise ValueError(f"name must have 1 to 255 bytes, not {name!r}")
+        self._capacity = _count(capacity, "capacity", 1)
+        history = _count(history, "history", 0)
+        if not isinstance(overflow, str):
+            raise TypeError(f"overflow must be a str, not {type(overflow).__name__}")
+        if overflow not in ("drop_oldest", "drop_newest", "disconnect"):
+            raise ValueError(
+                'overflow must be "drop_oldest", "drop_newest" or "disconnect", '
+                f"not {overflow!r}"
+            )
+        self._overflow = overflow
+        self._core = _sse_channel.Channel(name, history)
+
+    @property
+    def name(self) -> str | None:
+        """The name, None for a private channel."""
+        return self._core.name
+
+    def __repr__(self) -> str:
+        return f"<SSEChannel {self.name!r}, {len(self.listeners)} listeners>"
+
+    def publish(self, message: Any | Event, *, event: str | None = None) -> str:
+        """Send `message` to every client that listens now, and remember it.
+
+        A `str` goes as it is. Anything else goes as JSON, by Django's encoder when Django is
+        configured (datetime, Decimal, UUID). `Event` gives control of the other fields. On a
+        private channel an object that JSON cannot carry is sent too, to queues, as long as no
+        stream is open on it.
+
+        Never waits for a client: an event for which one has no room meets its overflow policy.
+
+        Args:
+            message: what to send.
+            event: the event name that browsers dispatch; ``"message"`` when None.
+
+        Returns:
+            The event's id, ``"ms-n"``: milliseconds since the epoch, then a counter.
+
+        Raises:
+            TypeError: a message that JSON cannot carry, or an event name that is no `str`.
+            ValueError: text that UTF-8 cannot carry (a lone surrogate), NaN or an infinity, an
+                event name with CR, LF or NUL or one that is the browser's own (``"error"``,
+                ``"open"``), or an event over `MAX_EVENT_BYTES`. Nothing was sent then.
+        """
+        sent = envelope(message, event)
+        try:
+            fields = to_fields(sent)
+        except (TypeError, ValueError):
+            if self.name is not None:
+                raise
+            # The object itself may have no wire form; its other fields still must be right.
+            encode_frame(type(sent)("", event=sent.event, retry=sent.retry, comment=sent.comment))
+            event_id = self._core.publish_object(sent.data)
+            if event_id is None:
+                raise
+            return event_id
+        return self._core.publish(
+            fields.data,
+            json=fields.json,
+            event=fields.event,
+            retry=fields.retry,
+            comment=fields.comment,
+            limit=options().max_event_bytes,
+            message=sent.data if self.name is None and fields.data is not None else None,
+        )
+
+    async def apublish(self, message: Any | Event, *, event: str | None = None) -> str:
+        """`publish`, awaitable; the loop is never blocked.
+
+        Raises:
+            TypeError, ValueError: as `publish`.
+        """
+        return self.publish(message, event=event)
+
+    def listen(self, *, last_event_id: str | None = None) -> ClientQueue:
+        """Listen from now on: a queue of what is published, until `unlisten` or its `close`.
+
+        The channel holds the queue, even when nobody else does.
+
+        Args:
+            last_event_id: go on after this event. What was missed waits in the queue, beyond
+                its capacity if need be. When it cannot be given exactly, because the id is
+                older than history or unknown, ``queue.reset`` says why.
+
+        Raises:
+            TypeError: a `last_event_id` that is no `str`.
+        """
+        queue = ClientQueue(self._capacity, self._overflow)
+        close_clients_at_exit()
+        _sse_channel.register(queue, [self._core], last_event_id, 0)
+        return queue
+
+    def unlisten(self, queue: object) -> None:
+        """Remove a client that `listen` or `stream` gave, and close it.
+
+        What is left in a queue can still be read; then `ChannelClosed` follows, which is a
+        `queue.Empty`. Waiting readers are woken. Twice, or with a stranger's queue, it does
+        nothing.
+        """
+        if isinstance(queue, _sse_channel.Client):
+            self._core.unlisten(queue)
+
+    @property
+    def listeners(self) -> Listeners:
+        """The clients that listen now, as a read-only sequence that follows the changes."""
+        return Listeners(self._core)
+
+    def stream(
+        self,
+        *,
+        last_event_id: str | None = None,
+        heartbeat: float | None = 10.0,
+        initial: Any = None,
+    ) -> EventStream:
+        """Open a stream of frames, as bytes for a server, from now on.
+
+        Args:
+            last_event_id: go on after this event: what was missed comes first. When it cannot
+                be given exactly, an ``event: stream-reset`` comes before what history has.
+            heartbeat: seconds of idleness after which a comment is sent; None for never.
+            initial: the first payload, sent to a client that begins (not to one that resumes
+                exactly): a message as for `publish`, or a callable that gives one, called once
+                when the opening has been sent. It may give None for nothing, and may be
+                asynchronous where the stream is iterated so. Events that come meanwhile follow.
+
+        Raises:
+            TypeError: a `last_event_id` that is no `str`.
+            ValueError: a `heartbeat` that is not more than 0 seconds.
+        """
+        return open_stream(
+            [self._core],
+            capacity=self._capacity,
+            overflow=self._overflow,
+            last_event_id=last_event_id,
+            heartbeat=heartbeat,
+            initial=initial,
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """What happened on this channel in this process; the same keys as one of `stats`."""
+        return self._core.figures()
+
+
+class Listeners(Sequence[ClientQueue | EventStream]):
+    """The clients of a channel: a read-only view. Iterating takes a snapshot."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: _sse_channel.Channel) -> None:
+        self._core = core
+
+    def __len__(self) -> int:
+        return self._core.listener_count()
+
+    def __contains__(self, client: object) -> bool:
+        return isinstance(client, _sse_channel.Client) and self._core.has_listener(client)
+
+    def __iter__(self) -> Iterator[ClientQueue | EventStream]:
+        return iter(self._core.listeners())
+
+    @overload
+    def __getitem__(self, index: int) -> ClientQueue | EventStream: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ClientQueue | EventStream]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> ClientQueue | EventStream | list[ClientQueue | EventStream]:
+        return self._core.listeners()[index]
+
+    def __repr__(self) -> str:
+        return f"<Listeners {self._core.listeners()!r}>"
+
+
+def stats() -> dict[str, Any]:
+    """A snapshot of this process.
+
+    Returns:
+        ``process``: the process id. ``bus``: its ``url``, and its ``lag`` in seconds. ``clients``,
+        ``published``, ``delivered``, ``dropped``, ``bytes``, ``disconnected``: sums over all
+        named channels. ``channels``: for each name, ``clients`` now by kind (``queue``,
+        ``stream``), events ``published``, ``delivered`` (taken by a reader or a server) and
+        ``dropped``, ``bytes`` of the frames taken by servers, clients ``disconnected`` by reason
+        (``closed``, ``overflow``, ``abandoned``, ``exit``), and ``history``: its ``events`` and
+        ``bytes``. Counts run from the start of the process.
+    """
+    channels = _sse_channel.figures()
+    total: dict[str, Any] = {
+        "process": os.getpid(),
+        "bus": {"url": options().bus, "lag": 0.0},
+        "clients": {"queue": 0, "stream": 0},
+        "published": 0,
+        "delivered": 0,
+        "dropped": 0,
+        "bytes": 0,
+        "disconnected": {"closed": 0, "overflow": 0, "abandoned": 0, "exit": 0},
+    }
+    for figures in channels.values():
+        for key, value in figures.items():
+            if key == "history":
+                continue
+            if isinstance(value, dict):
+                for part, count in value.items():
+                    total[key][part] += count
+            else:
+                total[key] += value
+    return {**total, "channels": channels}
+
+
+def _count(value: object, name: str, smallest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not smallest <= value < 1 << 63:
+        raise ValueError(f"{name} must be at least {smallest} and below 2**63, not {value}")
+    return value
+
+
+#: The channel named ``"default"``.
+sse_channel = SSEChannel("default")

@@ -1,0 +1,56 @@
+"""The queue that `SSEChannel.listen` gives."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import _sse_channel
+from .waiting import wait
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ClientQueue"]
+
+
+class ClientQueue(_sse_channel.Queue):
+    """What one listener has not read yet: the reading side of `queue.Queue`, for every caller.
+
+    The same queue can be read by threads, greenlets and asyncio tasks; a message goes to exactly
+    one of them. Made by `SSEChannel.listen`, not by hand.
+    """
+
+    __slots__ = ()
+
+    async def aget(self, timeout: float | None = None) -> Any:
+        """Take the oldest message, waiting on the running asyncio loop.
+
+        Cancelled or timed out, it leaves the message in the queue.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            queue.Empty: nothing came within `timeout`.
+            ChannelClosed: the queue is closed and nothing is left in it.
+            ValueError: a negative `timeout`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self.empty() or self.closed:
+                return self.get_nowait()
+            await wait(self, timeout)
+            if deadline is not None:
+                timeout = max(0.0, deadline - time.monotonic())
+                if not timeout:
+                    return self.get_nowait()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.aget()
+        except _sse_channel.ChannelClosed:
+            raise StopAsyncIteration from None

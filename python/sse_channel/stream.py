@@ -1,0 +1,119 @@
+"""The stream that a Python server iterates, with or without asyncio."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import _sse_channel
+from .config import options
+from .event import encode_frame
+from .waiting import close_clients_at_exit, wait
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EventStream", "open_stream"]
+
+
+class EventStream(_sse_channel.Stream):
+    """The bytes of an event stream for one client: an iterator, and an async iterator.
+
+    Each step gives one or more whole frames: first the opening (``retry:`` and the cursor as an
+    ``id:`` without data), a ``stream-reset`` event if the client cannot be given exactly what it
+    missed, the `initial` payload, then what is missed and what is published. A comment follows
+    whenever nothing was for `heartbeat` seconds.
+
+    It listens from the moment it is made and ends, unlistening, at the first of: `close`, an
+    exception raised through a waiting step (`CancelledError`, `GreenletExit`, `KeyboardInterrupt`:
+    as a generator ends), the last reference gone, the interpreter's exit. Use it from one task or
+    thread at a time; `close` may come from anywhere and ends a waiting step.
+
+    Made by `SSEChannel.stream`, not by hand.
+    """
+
+    __slots__ = ()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._next_chunk()
+        except StopAsyncIteration:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    async def _next_chunk(self) -> bytes:
+        waited = False
+        while True:
+            step = self._step()
+            if step is None:
+                raise StopAsyncIteration
+            if callable(step):
+                first = step()
+                if inspect.isawaitable(first):
+                    first = await first
+                if first:
+                    return first
+            elif step:
+                return step
+            elif waited:
+                return _sse_channel.HEARTBEAT
+            else:
+                await wait(self, self.heartbeat)
+                waited = True
+
+    async def aclose(self) -> None:
+        """Close it; `contextlib.aclosing` calls this."""
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def open_stream(
+    channels: Sequence[_sse_channel.Channel],
+    *,
+    capacity: int,
+    overflow: str,
+    last_event_id: str | None,
+    heartbeat: float | None,
+    initial: Any,
+) -> EventStream:
+    """Make a stream and register it with `channels`, which must be of one bus."""
+    stream = EventStream(capacity, overflow, heartbeat)
+    close_clients_at_exit()
+    gap = _sse_channel.register(stream, list(channels), last_event_id, options().retry)
+    resumed = bool(last_event_id) and gap is None
+    if initial is not None and not resumed:
+        stream._set_initial(_first_payload(initial))
+    return stream
+
+
+def _first_payload(initial: Any) -> Callable[[], bytes | Awaitable[bytes]]:
+    """Make the callable that gives the first payload's bytes, b"" for none."""
+
+    def frame(message: Any) -> bytes:
+        return b"" if message is None else encode_frame(message)
+
+    async def awaited(pending: Awaitable[Any]) -> bytes:
+        return frame(await pending)
+
+    def first() -> bytes | Awaitable[bytes]:
+        message = initial() if callable(initial) else initial
+        return awaited(message) if inspect.isawaitable(message) else frame(message)
+
+    return first

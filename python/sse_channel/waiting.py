@@ -1,0 +1,102 @@
+"""Waiting on asyncio, and the end of the interpreter.
+
+Threads and greenlets wait inside the extension. On asyncio each loop has one `Parking`: its
+descriptor is watched by ``loop.add_reader``, and its callback resolves the futures of those
+clients that have something. The deadline of a wait is kept by the extension's timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import select
+import threading
+import weakref
+
+from . import _sse_channel
+
+__all__ = ["wait"]
+
+_parkings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _sse_channel.Parking] = (
+    weakref.WeakKeyDictionary()
+)
+_exit_hook_lock = threading.Lock()
+_exit_hook_set = False
+
+
+async def wait(client: _sse_channel.Client, timeout: float | None) -> None:
+    """Return when `client` may have something, is closed, or after `timeout` seconds.
+
+    The caller looks which. A cancelled wait takes nothing from the queue, and passes a wake-up
+    that it had already got on to the next waiter.
+    """
+    loop = asyncio.get_running_loop()
+    parking = _parking_of(loop)
+    future = loop.create_future()
+    token = client._park(parking, future, timeout)
+    if token is None:
+        return
+    try:
+        await future
+    except BaseException:
+        client._unpark(parking, token)
+        raise
+
+
+def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
+    parking = _parkings.get(loop)
+    if parking is None or parking.foreign:
+        parking = _sse_channel.Parking()
+        try:
+            loop.add_reader(parking.fileno(), parking.resume)
+        except NotImplementedError:
+            _ring_from_a_thread(loop, parking)
+        _parkings[loop] = parking
+    return parking
+
+
+def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.Parking) -> None:
+    """Watch the bell for a loop that cannot watch descriptors, from one thread per loop."""
+    handled = threading.Event()
+
+    def resume() -> None:
+        handled.set()
+        parking.resume()
+
+    def watch() -> None:
+        bell = select.poll()
+        bell.register(parking.fileno(), select.POLLIN)
+        while True:
+            bell.poll()
+            handled.clear()
+            try:
+                loop.call_soon_threadsafe(resume)
+            except RuntimeError:  # the loop is closed
+                return
+            handled.wait()
+
+    threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
+
+
+def close_clients_at_exit() -> None:
+    """Arrange, once, that the end of the interpreter ends every client.
+
+    Threads that are blocked in a stream end then, before the interpreter waits for them.
+    """
+    global _exit_hook_set
+    if _exit_hook_set:
+        return
+    with _exit_hook_lock:
+        if _exit_hook_set:
+            return
+        # An executor joins its threads in a hook of the same kind, and the hooks run backwards:
+        # ours must be set after it, or the join would wait for a stream that never ends.
+        import concurrent.futures.thread  # noqa: F401
+
+        # Not public, but the only moment before non-daemon threads are joined.
+        register = getattr(threading, "_register_atexit", atexit.register)
+        # Refused when the interpreter is at its end already: then there is nothing to arrange.
+        with contextlib.suppress(RuntimeError):
+            register(_sse_channel.close_all)
+        _exit_hook_set = True

@@ -1,0 +1,83 @@
+//! An event: what was published, in the forms that the three kinds of clients take.
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::event_id::EventId;
+use crate::frame::Body;
+use crate::metrics::Counters;
+
+/// How a queue's reader gets the message back from the wire's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The text is the message.
+    Text,
+    /// The text is JSON of the message.
+    Json,
+}
+
+/// What the core keeps for the language binding without knowing what it is.
+pub type Attachment = Box<dyn Any + Send + Sync>;
+
+/// An event before the bus ordered it.
+#[derive(Debug)]
+pub struct Draft {
+    /// The encoded frame; `None` for an object that only queues of this process can have.
+    pub body: Option<Body>,
+    /// How to read the message back.
+    pub format: Format,
+    /// Whether queues get it: an event of comment or retry alone has no message.
+    pub has_message: bool,
+    /// The decoded message, when it need not be decoded.
+    pub decoded: Option<Attachment>,
+}
+
+/// An ordered event, shared by all clients that have it.
+#[derive(Debug)]
+pub struct Event {
+    /// Its place in the order; `None` for one put into a single queue.
+    pub id: Option<EventId>,
+    /// The bytes of the wire; empty for an object that has none.
+    pub frame: Bytes,
+    /// The message's text.
+    pub data: Option<Bytes>,
+    /// How to read `data` back.
+    pub format: Format,
+    /// Whether queues get it.
+    pub has_message: bool,
+    /// The decoded message, made by its first reader and shared by the others.
+    pub decoded: OnceLock<Attachment>,
+    /// The channel's figures that its delivery adds to.
+    pub counters: Option<Arc<Counters>>,
+}
+
+impl Event {
+    /// Freezes a draft under its id.
+    pub fn seal(draft: Draft, id: Option<EventId>, counters: Option<Arc<Counters>>) -> Event {
+        let (frame, data) = match draft.body {
+            Some(body) => body.seal(id),
+            None => (Bytes::new(), None),
+        };
+        let decoded = OnceLock::new();
+        if let Some(attachment) = draft.decoded {
+            // A new cell is empty, so this cannot fail.
+            let _ = decoded.set(attachment);
+        }
+        Event {
+            id,
+            frame,
+            data,
+            format: draft.format,
+            has_message: draft.has_message,
+            decoded,
+            counters,
+        }
+    }
+
+    /// Memory that history reckons for it, in bytes.
+    pub fn weight(&self) -> usize {
+        self.frame.len() + size_of::<Event>()
+    }
+}

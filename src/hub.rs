@@ -1,0 +1,466 @@
+//! The hub: the channels of this process, their clients and their order.
+//!
+//! One lock orders all channels of a hub, so that an id is a position in every channel at once
+//! and a client of several channels gets them in one order. Registration takes the same lock,
+//! so that replay and live delivery meet without a gap and without a double.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, Weak};
+
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
+use crate::event::{Attachment, Draft, Event};
+use crate::event_id::{EventId, IdClock, now_ms};
+use crate::history::{Gap, History};
+use crate::metrics::{Counters, Reason};
+use crate::queue::{Client, Delivery, Kind};
+use crate::sync::lock;
+use crate::wake::WakeBatch;
+
+/// A channel of one hub.
+pub type ChannelKey = usize;
+
+/// A client's place in a channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Membership {
+    channel: ChannelKey,
+    place: usize,
+}
+
+/// Where a client wants to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// With what is published from now on.
+    Fresh,
+    /// After the last event that it has seen.
+    After(EventId),
+    /// After something that is not an id of ours.
+    Unknown,
+}
+
+/// How a registration went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The position from which the client goes on: what its opening frame carries.
+    pub cursor: EventId,
+    /// Why it does not get exactly what it missed, if so.
+    pub gap: Option<Gap>,
+}
+
+/// The figures of one channel.
+#[derive(Clone, Debug)]
+pub struct ChannelFigures {
+    /// The channel's name, empty for a private one.
+    pub name: Arc<str>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    /// Queues registered now.
+    pub queues: usize,
+    /// Streams registered now.
+    pub streams: usize,
+    /// Events that history keeps now.
+    pub history_events: usize,
+    /// Bytes reckoned for them.
+    pub history_bytes: usize,
+}
+
+/// The channels of a process, or one private channel.
+#[derive(Debug)]
+pub struct Hub {
+    /// Orders events and registrations. Held while an event is put into the clients' queues
+    /// (tens of nanoseconds each) and never while anybody is woken or Python runs.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    clock: IdClock,
+    names: HashMap<Arc<str>, ChannelKey>,
+    channels: Vec<Channel>,
+}
+
+#[derive(Debug)]
+struct Channel {
+    name: Arc<str>,
+    history: History,
+    clients: Slab<Arc<Client>>,
+    streams: usize,
+    counters: Arc<Counters>,
+}
+
+/// What must be let go of after the lock: waiters to wake, objects whose end may run code.
+#[derive(Debug, Default)]
+struct Aftermath {
+    wakes: WakeBatch,
+    discarded: Vec<Arc<Event>>,
+    owners: Vec<Attachment>,
+    clients: Vec<Arc<Client>>,
+}
+
+impl Aftermath {
+    fn settle(self) {
+        self.wakes.flush();
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Hub {
+            state: Mutex::new(State {
+                clock: IdClock::starting_at(now_ms()),
+                names: HashMap::new(),
+                channels: Vec::new(),
+            }),
+        }
+    }
+}
+
+impl Hub {
+    /// The channel of that name, made at its first mention; it remembers `history` events or
+    /// more, if somebody asked for more.
+    pub fn channel(&self, name: &str, history: usize) -> ChannelKey {
+        let mut state = lock(&self.state);
+        if let Some(key) = state.names.get(name).copied() {
+            state.channels[key].history.raise_limit(history);
+            return key;
+        }
+        let name: Arc<str> = name.into();
+        let floor = state.clock.last();
+        let key = state.channels.len();
+        state.channels.push(Channel {
+            name: Arc::clone(&name),
+            history: History::new(history, floor),
+            clients: Slab::new(),
+            streams: 0,
+            counters: Arc::default(),
+        });
+        state.names.insert(name, key);
+        key
+    }
+
+    /// Orders an event, remembers it and offers it to every client of the channel.
+    ///
+    /// # Errors
+    /// `NotEncodable` for a draft without a body while streams are open; nothing was sent then.
+    pub fn publish(&self, channel: ChannelKey, draft: Draft) -> Result<EventId> {
+        let mut after = Aftermath::default();
+        let id = {
+            let mut state = lock(&self.state);
+            if draft.body.is_none() && state.channels[channel].streams > 0 {
+                return Err(Error::NotEncodable);
+            }
+            let id = state.clock.next(now_ms());
+            let target = &mut state.channels[channel];
+            let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&target.counters))));
+            target.history.push(&event, &mut after.discarded);
+            let overflowed = target.fan_out(&event, &mut after);
+            for client in overflowed {
+                state.remove(&client, Reason::Overflow, &mut after);
+            }
+            id
+        };
+        after.settle();
+        Ok(id)
+    }
+
+    /// Registers a client with `channels`: what it missed waits in its queue, then the rest.
+    ///
+    /// # Errors
+    /// `Closed` for a client that was registered before.
+    pub fn register(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        channels: &[ChannelKey],
+        resume: Resume,
+        owner: Attachment,
+    ) -> Result<Registered> {
+        let mut state = lock(&self.state);
+        let (registered, replay) = state.replay(client.kind(), channels, resume);
+        let mut memberships: SmallVec<[Membership; 1]> = SmallVec::new();
+        for key in channels {
+            if memberships.iter().any(|membership| membership.channel == *key) {
+                continue;
+            }
+            let channel = &mut state.channels[*key];
+            let place = channel.clients.insert(Arc::clone(client));
+            channel.streams += usize::from(client.kind() == Kind::Stream);
+            memberships.push(Membership { channel: *key, place });
+        }
+        if let Err(refused) =
+            client.enter(Arc::downgrade(self), memberships.clone(), owner, &replay)
+        {
+            for Membership { channel, place } in memberships {
+                let channel = &mut state.channels[channel];
+                channel.clients.remove(place);
+                channel.streams -= usize::from(client.kind() == Kind::Stream);
+            }
+            return Err(refused);
+        }
+        Ok(registered)
+    }
+
+    /// Ends a client; ending it twice is no error. Gives whether it was registered.
+    pub fn unregister(&self, client: &Arc<Client>, reason: Reason) -> bool {
+        let mut after = Aftermath::default();
+        let was_registered = lock(&self.state).remove(client, reason, &mut after);
+        after.settle();
+        was_registered
+    }
+
+    /// Ends every client.
+    pub fn close(&self, reason: Reason) {
+        let mut after = Aftermath::default();
+        {
+            let mut state = lock(&self.state);
+            let clients: Vec<Arc<Client>> =
+                state.channels.iter().flat_map(|c| c.clients.iter()).map(|c| c.1.clone()).collect();
+            for client in clients {
+                state.remove(&client, reason, &mut after);
+            }
+        }
+        after.settle();
+    }
+
+    /// The clients of a channel now.
+    pub fn clients(&self, channel: ChannelKey) -> Vec<Arc<Client>> {
+        lock(&self.state).channels[channel].clients.iter().map(|entry| entry.1.clone()).collect()
+    }
+
+    /// How many clients a channel has now.
+    pub fn client_count(&self, channel: ChannelKey) -> usize {
+        lock(&self.state).channels[channel].clients.len()
+    }
+
+    /// Whether `client` is registered with the channel.
+    pub fn has_client(&self, channel: ChannelKey, client: &Arc<Client>) -> bool {
+        let state = lock(&self.state);
+        state.channels[channel].clients.iter().any(|entry| Arc::ptr_eq(entry.1, client))
+    }
+
+    /// The figures of one channel.
+    pub fn figures(&self, channel: ChannelKey) -> ChannelFigures {
+        lock(&self.state).channels[channel].figures()
+    }
+
+    /// The figures of all channels, in the order of their first mention.
+    pub fn all_figures(&self) -> Vec<ChannelFigures> {
+        lock(&self.state).channels.iter().map(Channel::figures).collect()
+    }
+}
+
+impl State {
+    /// What a client is given first, oldest first, and the position it goes on from.
+    fn replay(
+        &self,
+        kind: Kind,
+        channels: &[ChannelKey],
+        resume: Resume,
+    ) -> (Registered, Vec<Arc<Event>>) {
+        let newest = self.clock.last();
+        let last = match resume {
+            Resume::Fresh => return (Registered { cursor: newest, gap: None }, Vec::new()),
+            Resume::Unknown => {
+                let gap = Some(Gap::Unknown);
+                return (Registered { cursor: newest, gap }, Vec::new());
+            }
+            Resume::After(last) => last,
+        };
+        let histories = || channels.iter().map(|key| &self.channels[*key].history);
+        let mut gap = histories().find_map(|history| history.gap_after(last, newest));
+        if gap == Some(Gap::Future) {
+            return (Registered { cursor: newest, gap }, Vec::new());
+        }
+        let mut replay: Vec<Arc<Event>> =
+            histories().flat_map(|history| history.after(last)).map(Arc::clone).collect();
+        replay.sort_by_key(|event| event.id);
+        replay.dedup_by_key(|event| event.id);
+        if kind == Kind::Stream && replay.iter().any(|event| event.frame.is_empty()) {
+            // History has an object that a stream cannot carry: that is a gap as well.
+            gap = gap.or(Some(Gap::TooOld));
+        }
+        replay.retain(|event| kind.takes(event));
+        (Registered { cursor: last, gap }, replay)
+    }
+
+    fn remove(&mut self, client: &Arc<Client>, reason: Reason, after: &mut Aftermath) -> bool {
+        let (memberships, owner) = client.leave(&mut after.wakes);
+        for Membership { channel, place } in &memberships {
+            let channel = &mut self.channels[*channel];
+            after.clients.extend(channel.clients.try_remove(*place));
+            channel.streams -= usize::from(client.kind() == Kind::Stream);
+            channel.counters.count_disconnect(reason);
+        }
+        after.owners.extend(owner);
+        !memberships.is_empty()
+    }
+}
+
+impl Channel {
+    /// Offers `event` to every client; gives those that it closed for want of room.
+    fn fan_out(&self, event: &Arc<Event>, after: &mut Aftermath) -> Vec<Arc<Client>> {
+        let mut dropped = 0;
+        let mut overflowed = Vec::new();
+        for (_, client) in &self.clients {
+            match client.deliver(event, &mut after.wakes, &mut after.discarded) {
+                Delivery::Queued | Delivery::Skipped => {}
+                Delivery::DroppedOldest | Delivery::DroppedNewest => dropped += 1,
+                Delivery::Disconnected => {
+                    dropped += 1;
+                    overflowed.push(Arc::clone(client));
+                }
+            }
+        }
+        self.counters.published.fetch_add(1, Relaxed);
+        self.counters.dropped.fetch_add(dropped, Relaxed);
+        overflowed
+    }
+
+    fn figures(&self) -> ChannelFigures {
+        ChannelFigures {
+            name: Arc::clone(&self.name),
+            counters: Arc::clone(&self.counters),
+            queues: self.clients.len() - self.streams,
+            streams: self.streams,
+            history_events: self.history.len(),
+            history_bytes: self.history.bytes(),
+        }
+    }
+}
+
+/// A hub that may be gone.
+pub type WeakHub = Weak<Hub>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Format;
+    use crate::frame::{Body, Fields};
+    use crate::queue::{Overflow, drain};
+
+    fn draft(text: &str) -> Draft {
+        let fields = Fields { data: Some(text), ..Fields::default() };
+        Draft {
+            body: Body::encode(&fields, 1 << 20).ok(),
+            format: Format::Text,
+            has_message: true,
+            decoded: None,
+        }
+    }
+
+    fn texts(client: &Client) -> Vec<String> {
+        let text = |event: &Arc<Event>| {
+            event.data.as_ref().map(|data| String::from_utf8_lossy(data).into_owned())
+        };
+        drain(client, |_| false).iter().filter_map(text).collect()
+    }
+
+    fn join(
+        hub: &Arc<Hub>,
+        channels: &[ChannelKey],
+        capacity: usize,
+        resume: Resume,
+    ) -> Result<(Arc<Client>, Registered)> {
+        let client = Arc::new(Client::new(Kind::Stream, capacity, Overflow::Disconnect));
+        let registered = hub.register(&client, channels, resume, Box::new(()))?;
+        Ok((client, registered))
+    }
+
+    #[test]
+    fn a_client_of_two_channels_resumes_both_in_one_order() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let (a, b, other) = (hub.channel("a", 9), hub.channel("b", 9), hub.channel("c", 9));
+        let (first, fresh) = join(&hub, &[a, b], 9, Resume::Fresh)?;
+        for (channel, text) in [(a, "1"), (b, "2"), (other, "x"), (a, "3")] {
+            hub.publish(channel, draft(text))?;
+        }
+        assert_eq!(texts(&first), ["1", "2", "3"]);
+        let (again, resumed) = join(&hub, &[a, b], 9, Resume::After(fresh.cursor))?;
+        assert_eq!(resumed, Registered { cursor: fresh.cursor, gap: None });
+        hub.publish(b, draft("4"))?;
+        assert_eq!(texts(&again), ["1", "2", "3", "4"]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_replayed_is_no_overflow() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 5);
+        let start = join(&hub, &[key], 1, Resume::Fresh)?.1.cursor;
+        for n in 0..5 {
+            hub.publish(key, draft(&n.to_string()))?;
+        }
+        let (client, _) = join(&hub, &[key], 1, Resume::After(start))?;
+        hub.publish(key, draft("live"))?;
+        assert_eq!(texts(&client), ["0", "1", "2", "3", "4", "live"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gap_is_named() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 2);
+        let start = join(&hub, &[key], 9, Resume::Fresh)?.1.cursor;
+        for n in 0..3 {
+            hub.publish(key, draft(&n.to_string()))?;
+        }
+        let (old, registered) = join(&hub, &[key], 9, Resume::After(start))?;
+        assert_eq!(registered, Registered { cursor: start, gap: Some(Gap::TooOld) });
+        assert_eq!(texts(&old), ["1", "2"]);
+        let future = EventId { ms: u64::MAX, n: 0 };
+        for (resume, gap) in [
+            (Resume::After(future), Gap::Future),
+            (Resume::Unknown, Gap::Unknown),
+        ] {
+            let (client, registered) = join(&hub, &[key], 9, resume)?;
+            assert_eq!(registered.gap, Some(gap));
+            assert!(registered.cursor > start && registered.cursor < future);
+            assert_eq!(texts(&client), [] as [&str; 0]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_that_overflows_leaves_all_its_channels() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let (a, b) = (hub.channel("a", 9), hub.channel("b", 9));
+        let (client, _) = join(&hub, &[a, b], 1, Resume::Fresh)?;
+        hub.publish(a, draft("1"))?;
+        hub.publish(b, draft("2"))?;
+        assert_eq!((hub.client_count(a), hub.client_count(b)), (0, 0));
+        assert_eq!(texts(&client), ["1"]);
+        let figures = hub.figures(b);
+        assert_eq!(figures.counters.disconnected(Reason::Overflow), 1);
+        assert_eq!(figures.counters.dropped.load(Relaxed), 1);
+        assert!(!hub.unregister(&client, Reason::Closed));
+        assert_eq!(hub.figures(a).streams, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn an_object_without_a_wire_form_meets_no_stream() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("", 9);
+        let object =
+            || Draft { body: None, format: Format::Json, has_message: true, decoded: None };
+        let before = hub.publish(key, draft("before"))?;
+        hub.publish(key, object())?;
+        let (_client, registered) = join(&hub, &[key], 9, Resume::After(before))?;
+        assert_eq!(registered.gap, Some(Gap::TooOld));
+        assert!(matches!(hub.publish(key, object()), Err(Error::NotEncodable)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_registers_once() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 9);
+        let (client, _) = join(&hub, &[key], 9, Resume::Fresh)?;
+        let again = hub.register(&client, &[key], Resume::Fresh, Box::new(()));
+        assert!(matches!(again, Err(Error::Closed)));
+        assert_eq!(hub.client_count(key), 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,35 @@
+//! Live streams for Django: the map of the crate.
+//!
+//! ```text
+//! publish ──> hub (orders, numbers, remembers) ──> client's queue ──> reader
+//! ```
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `event_id` | ids `ms-n` and the clock that hands them out |
+//! | `frame` | the bytes of an event on the wire, encoded once |
+//! | `event` | an event in the forms its clients take |
+//! | `history` | what a channel remembers |
+//! | `queue` | a client: its bounded queue and who waits for it |
+//! | `hub` | channels, their order, registration and fan-out |
+//! | `wake` | one bell per event loop |
+//! | `timer` | deadlines of all waits, one thread per process |
+//! | `process` | what belongs to one process id and not to its forks |
+//! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
+//! | `python/` | the only files that know Python |
+
+pub mod error;
+pub mod event;
+pub mod event_id;
+pub mod frame;
+pub mod history;
+pub mod hub;
+pub mod metrics;
+pub mod process;
+pub mod queue;
+pub mod sync;
+pub mod timer;
+pub mod wake;
+
+#[cfg(feature = "python")]
+mod python;

@@ -1,0 +1,249 @@
+//! Channels as Python sees them: publishing, registering, listing and figures.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyWeakrefReference};
+
+use crate::error::Error;
+use crate::event::{Draft, Format};
+use crate::frame::{self, Body, Fields};
+use crate::hub::{ChannelFigures, ChannelKey, Hub, Resume};
+use crate::metrics::Reason;
+use crate::process::{self, Process};
+use crate::python::client::{Client, Owner};
+use crate::python::message::utf8;
+use crate::python::stream::Stream;
+use crate::queue::Kind;
+use crate::sync::lock;
+
+/// A channel by name, or a private one without.
+#[pyclass(frozen, weakref, module = "sse_channel._sse_channel")]
+pub struct Channel {
+    name: Option<String>,
+    history: usize,
+    /// Where it is in this process; found anew after a fork. Held for a look.
+    place: Mutex<Option<Place>>,
+}
+
+#[derive(Clone)]
+struct Place {
+    generation: u64,
+    hub: Arc<Hub>,
+    key: ChannelKey,
+}
+
+impl Channel {
+    fn place(&self) -> Place {
+        let mut place = lock(&self.place);
+        if let Some(known) = place.as_ref() {
+            if known.generation == process::generation() {
+                return known.clone();
+            }
+        }
+        let process = Process::current();
+        let hub = match self.name {
+            Some(_) => Arc::clone(process.hub()),
+            None => process.private_hub(),
+        };
+        let key = hub.channel(self.name.as_deref().unwrap_or_default(), self.history);
+        let found = Place { generation: process::generation(), hub, key };
+        // The parent's hub is left as it is: dropping it would touch its locks.
+        std::mem::forget(place.replace(found.clone()));
+        found
+    }
+}
+
+#[pymethods]
+impl Channel {
+    #[new]
+    fn new(name: Option<&Bound<'_, PyString>>, history: usize) -> PyResult<Channel> {
+        let name = name.map(|name| utf8(name, "the channel's name")).transpose()?;
+        Ok(Channel { name: name.map(str::to_owned), history, place: Mutex::new(None) })
+    }
+
+    #[getter]
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Encodes and publishes; gives the event's id.
+    #[pyo3(signature = (data, *, json, event, retry, comment, limit, message))]
+    #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
+    fn publish(
+        &self,
+        data: Option<&Bound<'_, PyString>>,
+        json: bool,
+        event: Option<&Bound<'_, PyString>>,
+        retry: Option<u64>,
+        comment: Option<&Bound<'_, PyString>>,
+        limit: usize,
+        message: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let fields = fields(data, event, retry, comment)?;
+        let draft = Draft {
+            has_message: fields.data.is_some(),
+            body: Some(Body::encode(&fields, limit)?),
+            format: if json { Format::Json } else { Format::Text },
+            decoded: message.map(|message| Box::new(message) as _),
+        };
+        let place = self.place();
+        Ok(place.hub.publish(place.key, draft)?.to_string())
+    }
+
+    /// Publishes an object that has no wire form to the queues of a private channel; None, and
+    /// nothing sent, when streams are open that could not have it.
+    fn publish_object(&self, message: Py<PyAny>) -> PyResult<Option<String>> {
+        let draft = Draft {
+            body: None,
+            format: Format::Json,
+            has_message: true,
+            decoded: Some(Box::new(message)),
+        };
+        let place = self.place();
+        match place.hub.publish(place.key, draft) {
+            Ok(id) => Ok(Some(id.to_string())),
+            Err(Error::NotEncodable) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn listener_count(&self) -> usize {
+        let place = self.place();
+        place.hub.client_count(place.key)
+    }
+
+    fn listeners<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let place = self.place();
+        let clients = place.hub.clients(place.key);
+        let owners = clients.iter().filter_map(|client| {
+            client.with_owner(|owner| owner?.downcast_ref::<Owner>()?.upgrade(py))
+        });
+        PyList::new(py, owners.collect::<Vec<_>>())
+    }
+
+    fn has_listener(&self, client: &Client) -> bool {
+        let place = self.place();
+        !client.is_foreign() && place.hub.has_client(place.key, &client.core)
+    }
+
+    fn unlisten(&self, client: &Client) -> bool {
+        self.has_listener(client) && client.end(Reason::Closed)
+    }
+
+    fn figures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let place = self.place();
+        as_dict(py, &place.hub.figures(place.key))
+    }
+}
+
+fn fields<'a>(
+    data: Option<&'a Bound<'_, PyString>>,
+    event: Option<&'a Bound<'_, PyString>>,
+    retry: Option<u64>,
+    comment: Option<&'a Bound<'_, PyString>>,
+) -> PyResult<Fields<'a>> {
+    Ok(Fields {
+        data: data.map(|data| utf8(data, "the message")).transpose()?,
+        event: event.map(|event| utf8(event, "the event name")).transpose()?,
+        retry,
+        comment: comment.map(|comment| utf8(comment, "the comment")).transpose()?,
+    })
+}
+
+/// The bytes of an event without an id.
+#[pyfunction]
+#[pyo3(signature = (data, *, event, retry, comment, limit))]
+pub fn encode_frame<'py>(
+    py: Python<'py>,
+    data: Option<&Bound<'py, PyString>>,
+    event: Option<&Bound<'py, PyString>>,
+    retry: Option<u64>,
+    comment: Option<&Bound<'py, PyString>>,
+    limit: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let body = Body::encode(&fields(data, event, retry, comment)?, limit)?;
+    Ok(PyBytes::new(py, &body.seal(None).0))
+}
+
+/// Registers a queue or a stream with channels of one bus; what it missed comes first. Gives why
+/// it does not get exactly that, if so. A stream's opening goes before everything.
+#[pyfunction]
+pub fn register(
+    listener: &Bound<'_, Client>,
+    channels: Vec<Bound<'_, Channel>>,
+    last_event_id: Option<&Bound<'_, PyString>>,
+    retry: u64,
+) -> PyResult<Option<&'static str>> {
+    let places: Vec<Place> = channels.iter().map(|channel| channel.get().place()).collect();
+    let Some(first) = places.first() else {
+        return Err(PyTypeError::new_err("name at least one channel"));
+    };
+    if places.iter().any(|place| !Arc::ptr_eq(&place.hub, &first.hub)) {
+        return Err(pyo3::exceptions::PyValueError::new_err(
+            "a private channel (one without a name) shares no order of events with others; \
+             give each of the channels a name, or open a stream for each",
+        ));
+    }
+    let resume = match last_event_id.map(|text| text.to_str()) {
+        None | Some(Ok("")) => Resume::Fresh,
+        Some(Ok(text)) => text.parse().map_or(Resume::Unknown, Resume::After),
+        Some(Err(_)) => Resume::Unknown,
+    };
+    let client = listener.get();
+    let stream = listener.cast::<Stream>().ok();
+    let owner = match client.core.kind() {
+        Kind::Queue => Owner::Queue(listener.clone().into_any().unbind()),
+        Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
+    };
+    let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
+    let registered = first.hub.register(&client.core, &keys, resume, Box::new(owner))?;
+    let reason = registered.gap.map(|gap| gap.reason());
+    client.set_reset(reason);
+    if let Some(stream) = stream {
+        stream.get().prepend([frame::opening(retry, registered.cursor)]);
+        stream.get().prepend(reason.map(frame::reset));
+    }
+    Ok(reason)
+}
+
+/// The figures of every named channel of this process.
+#[pyfunction]
+pub fn figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let all = PyDict::new(py);
+    for channel in Process::current().hub().all_figures() {
+        all.set_item(&*channel.name, as_dict(py, &channel)?)?;
+    }
+    Ok(all)
+}
+
+/// Ends every client of this process, at the interpreter's exit.
+#[pyfunction]
+pub fn close_all() {
+    Process::current().close(Reason::Exit);
+}
+
+fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py, PyDict>> {
+    let counters = &figures.counters;
+    let clients = PyDict::new(py);
+    clients.set_item("queue", figures.queues)?;
+    clients.set_item("stream", figures.streams)?;
+    let disconnected = PyDict::new(py);
+    for reason in Reason::ALL {
+        disconnected.set_item(reason.name(), counters.disconnected(reason))?;
+    }
+    let history = PyDict::new(py);
+    history.set_item("events", figures.history_events)?;
+    history.set_item("bytes", figures.history_bytes)?;
+    let dict = PyDict::new(py);
+    dict.set_item("clients", clients)?;
+    dict.set_item("published", counters.published.load(Relaxed))?;
+    dict.set_item("delivered", counters.delivered.load(Relaxed))?;
+    dict.set_item("dropped", counters.dropped.load(Relaxed))?;
+    dict.set_item("bytes", counters.bytes.load(Relaxed))?;
+    dict.set_item("disconnected", disconnected)?;
+    dict.set_item("history", history)?;
+    Ok(dict)
+}

@@ -1,0 +1,188 @@
+//! What queues and streams have in common.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyWeakrefReference;
+
+use crate::metrics::Reason;
+use crate::process::{self, Process};
+use crate::python::parking::Parking;
+use crate::queue::{Client as Core, Kind, Overflow, Parked};
+use crate::wake::{Token, Waiter};
+
+/// Longer waits are for ever: the clock's arithmetic ends before ten thousand years do.
+const FOR_EVER: f64 = 1e9;
+
+/// Seconds from Python: `None` and very long ones mean without end.
+pub fn duration(seconds: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
+            "'{what}' must be a non-negative number of seconds, not {seconds}"
+        ))),
+        Some(seconds) if seconds > FOR_EVER => Ok(None),
+        Some(seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
+    }
+}
+
+/// Reads the name of an overflow policy.
+pub fn overflow(name: &str) -> PyResult<Overflow> {
+    match name {
+        "drop_oldest" => Ok(Overflow::DropOldest),
+        "drop_newest" => Ok(Overflow::DropNewest),
+        "disconnect" => Ok(Overflow::Disconnect),
+        _ => Err(PyValueError::new_err(format!(
+            "overflow must be \"drop_oldest\", \"drop_newest\" or \"disconnect\", not {name:?}"
+        ))),
+    }
+}
+
+/// How the hub holds a client's Python object.
+pub enum Owner {
+    /// A queue listens until it is told not to, as the list it replaces held it.
+    Queue(Py<PyAny>),
+    /// A stream ends when nobody holds it any more.
+    Stream(Py<PyWeakrefReference>),
+}
+
+impl Owner {
+    /// The object, while it lives.
+    pub fn upgrade<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        match self {
+            Owner::Queue(object) => Some(object.bind(py).clone()),
+            Owner::Stream(weak) => weak.bind(py).upgrade(),
+        }
+    }
+}
+
+/// A client of a channel, whoever reads it.
+#[pyclass(frozen, subclass, weakref, module = "sse_channel._sse_channel")]
+pub struct Client {
+    /// The core's client.
+    pub core: Arc<Core>,
+    born: u64,
+    reset: OnceLock<&'static str>,
+}
+
+impl Client {
+    /// A client that is not registered yet.
+    pub fn new(kind: Kind, capacity: usize, policy: &str) -> PyResult<Client> {
+        if capacity == 0 {
+            return Err(PyValueError::new_err("capacity must be at least 1 event, not 0"));
+        }
+        let core = Arc::new(Core::new(kind, capacity, overflow(policy)?));
+        Ok(Client { core, born: process::generation(), reset: OnceLock::new() })
+    }
+
+    /// Notes why it did not get exactly what it missed.
+    pub fn set_reset(&self, reason: Option<&'static str>) {
+        if let Some(reason) = reason {
+            // A client registers once.
+            let _ = self.reset.set(reason);
+        }
+    }
+
+    /// Whether it was made by a process that this one was forked from.
+    pub fn is_foreign(&self) -> bool {
+        self.born != process::generation()
+    }
+
+    /// Ends it. Gives whether it was registered.
+    pub fn end(&self, reason: Reason) -> bool {
+        if self.is_foreign() {
+            return false;
+        }
+        match self.core.hub() {
+            Some(hub) => hub.unregister(&self.core, reason),
+            None => {
+                let mut wakes = crate::wake::WakeBatch::default();
+                self.core.leave(&mut wakes);
+                wakes.flush();
+                false
+            }
+        }
+    }
+
+    /// Parks a waiter of `parking` until something comes or `deadline`; the timer knows of it.
+    pub fn park(
+        &self,
+        parking: &Parking,
+        waiter: Py<PyAny>,
+        deadline: Option<Instant>,
+    ) -> PyResult<Option<Token>> {
+        let token = parking.add(waiter);
+        let wakeups = Arc::clone(parking.wakeups());
+        match self.core.park(Waiter { wakeups, token, deadline }) {
+            Parked::Ready => {
+                parking.remove(token);
+                return Ok(None);
+            }
+            Parked::Waiting { arm: None } => {}
+            Parked::Waiting { arm: Some(at) } => match Process::current().timer() {
+                Ok(timer) => timer.schedule(at, Arc::downgrade(&self.core)),
+                Err(error) => {
+                    self.unpark(parking, token);
+                    return Err(error.into());
+                }
+            },
+        }
+        Ok(Some(token))
+    }
+
+    /// Takes a waiter back, whether it was woken or not.
+    pub fn unpark(&self, parking: &Parking, token: Token) {
+        parking.remove(token);
+        self.core.unpark(token, parking.wakeups());
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.is_foreign() {
+            // Dropping the parent's queue would touch locks that a lost thread may hold.
+            std::mem::forget(Arc::clone(&self.core));
+        } else {
+            // Only a stream gets here while registered: the hub itself holds a queue.
+            self.end(Reason::Abandoned);
+        }
+    }
+}
+
+#[pymethods]
+impl Client {
+    #[getter]
+    fn dropped(&self) -> u64 {
+        self.core.dropped()
+    }
+
+    #[getter]
+    fn reset(&self) -> Option<&'static str> {
+        self.reset.get().copied()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.is_foreign() || self.core.is_closed()
+    }
+
+    /// Parks an asyncio future; None when there is something to look at already.
+    fn _park(
+        &self,
+        parking: &Parking,
+        future: Py<PyAny>,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<Token>> {
+        if self.is_foreign() {
+            return Ok(None);
+        }
+        let timeout = duration(timeout, "timeout")?;
+        self.park(parking, future, timeout.and_then(|wait| Instant::now().checked_add(wait)))
+    }
+
+    fn _unpark(&self, parking: &Parking, token: Token) {
+        self.unpark(parking, token);
+    }
+}

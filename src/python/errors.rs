@@ -1,0 +1,71 @@
+//! The core's errors as Python's.
+
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::error::Error;
+
+static EMPTY: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static FULL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static CHANNEL_CLOSED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+
+/// `queue.Empty`, which `gevent.queue.Empty` is as well.
+pub fn empty(py: Python<'_>) -> PyErr {
+    raise(EMPTY.import(py, "queue", "Empty"), ())
+}
+
+fn full(py: Python<'_>) -> PyErr {
+    raise(FULL.import(py, "queue", "Full"), ())
+}
+
+/// The class `ChannelClosed`, a `queue.Empty`.
+pub fn channel_closed(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    let class = CHANNEL_CLOSED.get_or_try_init(py, || {
+        let base = py.import("queue")?.getattr("Empty")?.cast_into::<PyType>()?;
+        PyErr::new_type(
+            py,
+            c"sse_channel.ChannelClosed",
+            Some(
+                c"The queue is closed and nothing is left in it.\n\nA subclass of ``queue.Empty``, \
+                so that loops that know only that end cleanly.",
+            ),
+            Some(&base),
+            None,
+        )
+    })?;
+    Ok(class.bind(py).clone())
+}
+
+/// `ChannelClosed` with a message.
+pub fn closed(py: Python<'_>, message: &'static str) -> PyErr {
+    match channel_closed(py) {
+        Ok(class) => PyErr::from_type(class, message),
+        Err(error) => error,
+    }
+}
+
+fn raise<A>(class: PyResult<&Bound<'_, PyType>>, args: A) -> PyErr
+where
+    A: pyo3::PyErrArguments + Send + Sync + 'static,
+{
+    match class {
+        Ok(class) => PyErr::from_type(class.clone(), args),
+        Err(error) => error,
+    }
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> PyErr {
+        match error {
+            Error::InvalidField(_) | Error::TooLarge { .. } => {
+                PyValueError::new_err(error.to_string())
+            }
+            Error::NotEncodable => PyTypeError::new_err(error.to_string()),
+            Error::Full => Python::attach(full),
+            Error::Closed => Python::attach(|py| closed(py, "the queue is closed")),
+            Error::Io(error) => PyOSError::new_err((error.raw_os_error(), error.to_string())),
+        }
+    }
+}

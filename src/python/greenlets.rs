@@ -1,0 +1,129 @@
+//! gevent: which hub runs in this thread, and switching to and from it.
+//!
+//! gevent is never imported from here. Once somebody else has, its hub of this thread (if there
+//! is one) is asked to watch one descriptor for all of the thread's waiting greenlets.
+
+use std::time::Instant;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::python::client::Client;
+use crate::python::parking::Parking;
+
+struct Gevent {
+    get_hub_if_exists: Py<PyAny>,
+    getcurrent: Py<PyAny>,
+}
+
+static GEVENT: PyOnceLock<Gevent> = PyOnceLock::new();
+
+/// The hub of this thread, if gevent was imported and runs here.
+fn hub(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let gevent = match GEVENT.get(py) {
+        Some(gevent) => gevent,
+        None => {
+            let modules = py.import("sys")?.getattr(intern!(py, "modules"))?;
+            if !modules.contains(intern!(py, "gevent.hub"))? {
+                return Ok(None);
+            }
+            GEVENT.get_or_try_init(py, || {
+                PyResult::Ok(Gevent {
+                    get_hub_if_exists: py
+                        .import("gevent._hub_local")?
+                        .getattr("get_hub_if_exists")?
+                        .unbind(),
+                    getcurrent: py.import("greenlet")?.getattr("getcurrent")?.unbind(),
+                })
+            })?
+        }
+    };
+    let hub = gevent.get_hub_if_exists.bind(py).call0()?;
+    Ok((!hub.is_none()).then_some(hub))
+}
+
+/// A greenlet that may wait.
+pub struct Greenlet<'py> {
+    hub: Bound<'py, PyAny>,
+    current: Bound<'py, PyAny>,
+}
+
+/// Who calls.
+pub enum Caller<'py> {
+    /// Code of a thread without a hub.
+    Thread,
+    /// A greenlet of this thread's hub.
+    Greenlet(Greenlet<'py>),
+    /// The hub itself, in a callback: it can wait for nobody.
+    Hub,
+}
+
+/// Who calls, by the hub of this thread.
+pub fn caller(py: Python<'_>) -> PyResult<Caller<'_>> {
+    let (Some(hub), Some(gevent)) = (hub(py)?, GEVENT.get(py)) else {
+        return Ok(Caller::Thread);
+    };
+    let current = gevent.getcurrent.bind(py).call0()?;
+    if current.is(&hub) {
+        return Ok(Caller::Hub);
+    }
+    Ok(Caller::Greenlet(Greenlet { hub, current }))
+}
+
+impl<'py> Greenlet<'py> {
+    /// Lets the hub run others until the client has something, `deadline` has passed or the
+    /// greenlet is switched to by somebody else; the caller looks which.
+    pub fn wait(self, client: &Client, deadline: Option<Instant>) -> PyResult<()> {
+        let py = self.hub.py();
+        let parking = self.parking()?;
+        let parking = parking.get();
+        let Some(token) = client.park(parking, self.current.unbind(), deadline)? else {
+            return Ok(());
+        };
+        parking.keep_loop_while_waiting(py)?;
+        let resumed = self.hub.call_method0(intern!(py, "switch"));
+        if parking.remove(token).is_some() {
+            // Killed, timed out by gevent, or switched to by a stranger: not by us.
+            client.unpark(parking, token);
+            parking.keep_loop_while_waiting(py)?;
+        }
+        resumed.map(drop)
+    }
+
+    /// The hub's parking, made at the first wait and kept by the hub itself.
+    fn parking(&self) -> PyResult<Bound<'py, Parking>> {
+        let py = self.hub.py();
+        let name = intern!(py, "_sse_channel_parking");
+        if let Some(parking) = self.hub.getattr_opt(name)? {
+            let parking = parking.cast_into::<Parking>()?;
+            if !parking.get().is_foreign() {
+                return Ok(parking);
+            }
+        }
+        let parking = py.get_type::<Parking>().call0()?.cast_into::<Parking>()?;
+        Parking::watch(&parking, &self.hub)?;
+        self.hub.setattr(name, &parking)?;
+        Ok(parking)
+    }
+}
+
+/// Runs a greenlet until it switches back; what it raises is the hub's to report.
+pub fn switch_to(greenlet: &Bound<'_, PyAny>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = hub.py();
+    let Err(error) = greenlet.call_method0(intern!(py, "switch")) else { return Ok(()) };
+    let arguments = (greenlet, error.get_type(py), error.value(py), error.traceback(py));
+    hub.call_method1(intern!(py, "handle_error"), arguments).map(drop)
+}
+
+/// In a forked child: this thread's hub came along, its bell belongs to the parent.
+pub fn forked(py: Python<'_>) -> PyResult<()> {
+    if GEVENT.get(py).is_none() {
+        return Ok(());
+    }
+    let Some(hub) = hub(py)? else { return Ok(()) };
+    match hub.getattr_opt(intern!(py, "_sse_channel_parking"))? {
+        Some(parking) => parking.cast_into::<Parking>()?.get().unwatch(py),
+        None => Ok(()),
+    }
+}

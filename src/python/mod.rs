@@ -1,0 +1,45 @@
+//! The extension module `sse_channel._sse_channel`.
+
+mod channel;
+mod client;
+mod errors;
+mod greenlets;
+mod message;
+mod parking;
+mod queue;
+mod stream;
+mod wait;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+#[pyo3(name = "_sse_channel")]
+mod _sse_channel {
+    use super::*;
+    use pyo3::types::PyDict;
+
+    #[pymodule_export]
+    use super::channel::{Channel, close_all, encode_frame, figures, register};
+    #[pymodule_export]
+    use super::client::Client;
+    #[pymodule_export]
+    use super::parking::{Parking, forked};
+    #[pymodule_export]
+    use super::queue::Queue;
+    #[pymodule_export]
+    use super::stream::Stream;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("ChannelClosed", errors::channel_closed(py)?)?;
+        module.add("HEARTBEAT", crate::frame::HEARTBEAT)?;
+        module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // A hook, not a start: a child must know that it is one before it uses anything.
+        let hooks = PyDict::new(py);
+        hooks.set_item("after_in_child", module.getattr("forked")?)?;
+        py.import("os")?.getattr("register_at_fork")?.call((), Some(&hooks))?;
+        Ok(())
+    }
+}

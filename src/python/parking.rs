@@ -1,0 +1,201 @@
+//! Parking: the greenlets or futures of one event loop that wait for a client.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use std::os::fd::AsRawFd;
+
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use slab::Slab;
+
+use crate::process;
+use crate::python::greenlets;
+use crate::sync::lock;
+use crate::wake::{Token, Wakeups};
+
+/// Waiters resumed in one turn of the loop; the rest comes in the next, after other callbacks.
+const TURN: usize = 1024;
+
+/// The waiters of one event loop and the descriptor by which they are woken.
+#[pyclass(frozen, weakref, module = "sse_channel._sse_channel")]
+pub struct Parking {
+    wakeups: Arc<Wakeups>,
+    born: u64,
+    /// Who waits, by token. Taken for an insert or a removal, never while a waiter runs.
+    waiting: Mutex<Waiting>,
+    resumed: AtomicU64,
+    gevent: Mutex<Option<Gevent>>,
+    /// Whether the watcher keeps gevent's loop from ending.
+    keeps_loop: AtomicBool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    slots: Slab<(u32, Py<PyAny>)>,
+    version: u32,
+}
+
+/// What a parking of greenlets holds of gevent.
+struct Gevent {
+    hub: Py<PyAny>,
+    watcher: Py<PyAny>,
+}
+
+impl Parking {
+    /// The core's side.
+    pub fn wakeups(&self) -> &Arc<Wakeups> {
+        &self.wakeups
+    }
+
+    /// Whether it was made by a process that this one was forked from.
+    pub fn is_foreign(&self) -> bool {
+        self.born != process::generation()
+    }
+
+    /// Keeps a greenlet or a future under a token that no other waiter ever has at the same time.
+    pub fn add(&self, waiter: Py<PyAny>) -> Token {
+        let mut waiting = lock(&self.waiting);
+        waiting.version = waiting.version.wrapping_add(1);
+        let version = waiting.version;
+        let index = waiting.slots.insert((version, waiter));
+        (u64::from(version) << 32) | index as u64
+    }
+
+    /// Forgets a waiter; `None` if it was resumed or forgotten before.
+    pub fn remove(&self, token: Token) -> Option<Py<PyAny>> {
+        let index = (token & u64::from(u32::MAX)) as usize;
+        let version = (token >> 32) as u32;
+        let mut waiting = lock(&self.waiting);
+        let known = waiting.slots.get(index).is_some_and(|slot| slot.0 == version);
+        known.then(|| waiting.slots.remove(index).1)
+    }
+
+    fn nobody_waits(&self) -> bool {
+        lock(&self.waiting).slots.is_empty()
+    }
+
+    /// Binds it to a hub: one watcher, which does not keep the loop alive until somebody waits.
+    pub fn watch(slf: &Bound<'_, Parking>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
+        const READ: i32 = 1;
+        let py = slf.py();
+        let parking = slf.get();
+        let event_loop = hub.getattr(intern!(py, "loop"))?;
+        let fd = parking.fileno();
+        let watcher = event_loop.call_method1(intern!(py, "io"), (fd, READ, false))?;
+        watcher.call_method1(intern!(py, "start"), (slf.getattr(intern!(py, "resume"))?,))?;
+        *lock(&parking.gevent) =
+            Some(Gevent { hub: hub.clone().unbind(), watcher: watcher.unbind() });
+        Ok(())
+    }
+
+    /// Ends the watching, in a forked child: a shared bell must be heard by the parent alone.
+    pub fn unwatch(&self, py: Python<'_>) -> PyResult<()> {
+        let gevent = lock(&self.gevent).take();
+        if let Some(gevent) = gevent {
+            gevent.watcher.call_method0(py, intern!(py, "stop"))?;
+            gevent.watcher.call_method0(py, intern!(py, "close"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the loop end when nobody waits here, and only then: a publish may come from a
+    /// thread that the loop knows nothing of.
+    pub fn keep_loop_while_waiting(&self, py: Python<'_>) -> PyResult<()> {
+        let keep = !self.nobody_waits();
+        if self.keeps_loop.swap(keep, Relaxed) == keep {
+            return Ok(());
+        }
+        let watcher = lock(&self.gevent).as_ref().map(|gevent| gevent.watcher.clone_ref(py));
+        match watcher {
+            Some(watcher) => watcher.setattr(py, intern!(py, "ref"), keep),
+            None => Ok(()),
+        }
+    }
+}
+
+#[pymethods]
+impl Parking {
+    #[new]
+    fn new() -> PyResult<Parking> {
+        Ok(Parking {
+            wakeups: Arc::new(Wakeups::new()?),
+            born: process::generation(),
+            waiting: Mutex::default(),
+            resumed: AtomicU64::new(0),
+            gevent: Mutex::new(None),
+            keeps_loop: AtomicBool::new(false),
+        })
+    }
+
+    /// The descriptor to watch for reading.
+    fn fileno(&self) -> i32 {
+        self.wakeups.fd().as_raw_fd()
+    }
+
+    /// Whether a process that this one was forked from made it.
+    #[getter]
+    fn foreign(&self) -> bool {
+        self.is_foreign()
+    }
+
+    /// How many waiters were resumed so far.
+    #[getter]
+    fn resumed(&self) -> u64 {
+        self.resumed.load(Relaxed)
+    }
+
+    /// How many waiters there are now.
+    fn __len__(&self) -> usize {
+        lock(&self.waiting).slots.len()
+    }
+
+    /// Resumes those who have something or whose time is up; the loop's reader callback.
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        if self.is_foreign() {
+            return Ok(());
+        }
+        let hub = lock(&self.gevent).as_ref().map(|gevent| gevent.hub.clone_ref(py));
+        for token in self.wakeups.take(TURN) {
+            let Some(waiter) = self.remove(token) else { continue };
+            self.resumed.fetch_add(1, Relaxed);
+            match &hub {
+                Some(hub) => greenlets::switch_to(waiter.bind(py), hub.bind(py))?,
+                None => {
+                    if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
+                        waiter.call_method1(py, intern!(py, "set_result"), (py.None(),))?;
+                    }
+                }
+            }
+        }
+        self.keep_loop_while_waiting(py)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(gevent) = self.gevent.try_lock() {
+            if let Some(gevent) = gevent.as_ref() {
+                visit.call(&gevent.hub)?;
+                visit.call(&gevent.watcher)?;
+            }
+        }
+        if let Ok(waiting) = self.waiting.try_lock() {
+            for (_, (_, waiter)) in &waiting.slots {
+                visit.call(waiter)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let _watcher = lock(&self.gevent).take();
+        let _waiters = std::mem::take(&mut lock(&self.waiting).slots);
+    }
+}
+
+/// Called in a forked child: forgets the parent's clients, timer and bells.
+#[pyfunction]
+pub fn forked(py: Python<'_>) -> PyResult<()> {
+    process::forked();
+    greenlets::forked(py)
+}

@@ -1,0 +1,122 @@
+//! The queue that Python code reads: `queue.Queue`'s reading side.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use pyo3::prelude::*;
+
+use crate::event::{Draft, Event, Format};
+use crate::metrics::Reason;
+use crate::python::client::{Client, duration};
+use crate::python::{errors, message, wait};
+use crate::queue::{Kind, Taken};
+use crate::wake::WakeBatch;
+
+const FOREIGN: &str = "this queue belongs to the process that this one was forked from; \
+                       call listen() again in this process";
+
+/// A client whose messages Python code takes.
+#[pyclass(frozen, subclass, extends = Client, module = "sse_channel._sse_channel")]
+pub struct Queue;
+
+fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
+    slf.as_super().get()
+}
+
+/// The message, or the exception that says why there is none.
+fn give(py: Python<'_>, client: &Client, taken: Taken) -> PyResult<Py<PyAny>> {
+    match taken {
+        Taken::Event(event) => {
+            if let Some(counters) = &event.counters {
+                counters.delivered.fetch_add(1, Relaxed);
+            }
+            message::of(py, &event)
+        }
+        Taken::Empty => Err(errors::empty(py)),
+        Taken::Closed if client.is_foreign() => Err(errors::closed(py, FOREIGN)),
+        Taken::Closed => Err(errors::closed(py, "the queue is closed and nothing is left in it")),
+    }
+}
+
+fn take_now(client: &Client) -> Taken {
+    if client.is_foreign() { Taken::Closed } else { client.core.take() }
+}
+
+#[pymethods]
+impl Queue {
+    #[new]
+    fn new(capacity: usize, overflow: &str) -> PyResult<PyClassInitializer<Self>> {
+        let client = Client::new(Kind::Queue, capacity, overflow)?;
+        Ok(PyClassInitializer::from(client).add_subclass(Queue))
+    }
+
+    #[pyo3(signature = (block = true, timeout = None))]
+    fn get(
+        slf: &Bound<'_, Self>,
+        py: Python<'_>,
+        block: bool,
+        timeout: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let client = client(slf);
+        let taken = if block {
+            wait::take(py, client, duration(timeout, "timeout")?)?
+        } else {
+            take_now(client)
+        };
+        give(py, client, taken)
+    }
+
+    fn get_nowait(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        give(py, client(slf), take_now(client(slf)))
+    }
+
+    fn put_nowait(slf: &Bound<'_, Self>, item: Py<PyAny>) -> PyResult<()> {
+        let client = client(slf);
+        if client.is_foreign() {
+            return Err(errors::closed(slf.py(), FOREIGN));
+        }
+        let draft = Draft {
+            body: None,
+            format: Format::Json,
+            has_message: true,
+            decoded: Some(Box::new(item)),
+        };
+        let mut wakes = WakeBatch::default();
+        client.core.put(&Arc::new(Event::seal(draft, None, None)), &mut wakes)?;
+        wakes.flush();
+        Ok(())
+    }
+
+    fn qsize(slf: &Bound<'_, Self>) -> usize {
+        client(slf).core.len()
+    }
+
+    fn empty(slf: &Bound<'_, Self>) -> bool {
+        client(slf).core.is_empty()
+    }
+
+    fn full(slf: &Bound<'_, Self>) -> bool {
+        client(slf).core.is_full()
+    }
+
+    #[getter]
+    fn maxsize(slf: &Bound<'_, Self>) -> usize {
+        client(slf).core.capacity()
+    }
+
+    fn close(slf: &Bound<'_, Self>) {
+        client(slf).end(Reason::Closed);
+    }
+
+    fn __iter__<'py>(slf: Bound<'py, Self>) -> Bound<'py, Self> {
+        slf
+    }
+
+    fn __next__(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let client = client(slf);
+        match wait::take(py, client, None)? {
+            Taken::Closed => Ok(None),
+            taken => give(py, client, taken).map(Some),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The stream that a Python server pulls bytes from: whole frames, several a step when they wait.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::event::Event;
+use crate::frame::HEARTBEAT;
+use crate::metrics::Reason;
+use crate::python::client::{Client, duration};
+use crate::python::wait;
+use crate::queue::{Kind, Taken, drain};
+use crate::sync::lock;
+
+/// A step ends after this many bytes, so that a long backlog is not one huge object.
+const STEP: usize = 64 << 10;
+
+/// A client whose frames a Python server takes.
+#[pyclass(frozen, subclass, extends = Client, module = "sse_channel._sse_channel")]
+pub struct Stream {
+    heartbeat: Option<Duration>,
+    /// What goes out before anything live: the opening, a reset.
+    prelude: Mutex<VecDeque<Bytes>>,
+    /// Makes the first payload, once, after the prelude.
+    initial: Mutex<Option<Py<PyAny>>>,
+    ended: AtomicBool,
+}
+
+/// What a step begins with.
+enum Step<'py> {
+    /// Bytes for the wire.
+    Chunk(Bound<'py, PyBytes>),
+    /// The callable whose result comes next.
+    Initial(Py<PyAny>),
+    /// Nothing waits.
+    Idle,
+    /// The stream is over.
+    End,
+}
+
+impl Stream {
+    /// Adds to what goes out first.
+    pub fn prepend(&self, frames: impl IntoIterator<Item = Bytes>) {
+        lock(&self.prelude).extend(frames);
+    }
+
+    /// What there is without waiting.
+    fn step<'py>(slf: &Bound<'py, Self>) -> Step<'py> {
+        let py = slf.py();
+        let stream = slf.get();
+        let client = slf.as_super().get();
+        if stream.ended.load(Relaxed) || client.is_foreign() {
+            return Step::End;
+        }
+        let prelude = std::mem::take(&mut *lock(&stream.prelude));
+        if !prelude.is_empty() {
+            let chunk: Vec<u8> = prelude.iter().flatten().copied().collect();
+            return Step::Chunk(PyBytes::new(py, &chunk));
+        }
+        let initial = lock(&stream.initial).take();
+        if let Some(initial) = initial {
+            return Step::Initial(initial);
+        }
+        match client.core.take() {
+            Taken::Event(event) => Step::Chunk(stream.chunk(py, client, &event)),
+            Taken::Empty => Step::Idle,
+            Taken::Closed => {
+                stream.ended.store(true, Relaxed);
+                Step::End
+            }
+        }
+    }
+
+    /// `first` and what waits behind it, as one object.
+    fn chunk<'py>(&self, py: Python<'py>, client: &Client, first: &Event) -> Bound<'py, PyBytes> {
+        count(first);
+        let mut size = first.frame.len();
+        if size >= STEP || client.core.is_empty() {
+            return PyBytes::new(py, &first.frame);
+        }
+        let more = drain(&client.core, |event| {
+            size += event.frame.len();
+            size >= STEP
+        });
+        let mut chunk = Vec::with_capacity(size);
+        chunk.extend_from_slice(&first.frame);
+        for event in more {
+            count(&event);
+            chunk.extend_from_slice(&event.frame);
+        }
+        PyBytes::new(py, &chunk)
+    }
+
+    fn finish(slf: &Bound<'_, Self>, reason: Reason) {
+        slf.get().ended.store(true, Relaxed);
+        slf.as_super().get().end(reason);
+    }
+}
+
+fn count(event: &Event) {
+    if let Some(counters) = &event.counters {
+        counters.delivered.fetch_add(1, Relaxed);
+        counters.bytes.fetch_add(event.frame.len() as u64, Relaxed);
+    }
+}
+
+#[pymethods]
+impl Stream {
+    #[new]
+    fn new(
+        capacity: usize,
+        overflow: &str,
+        heartbeat: Option<f64>,
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let heartbeat = duration(heartbeat, "heartbeat")?;
+        if heartbeat.is_some_and(|every| every.is_zero()) {
+            return Err(PyValueError::new_err(
+                "'heartbeat' must be more than 0 seconds, or None for no heartbeat",
+            ));
+        }
+        let stream = Stream {
+            heartbeat,
+            prelude: Mutex::default(),
+            initial: Mutex::new(None),
+            ended: AtomicBool::new(false),
+        };
+        let client = Client::new(Kind::Stream, capacity, overflow)?;
+        Ok(PyClassInitializer::from(client).add_subclass(stream))
+    }
+
+    #[getter]
+    fn heartbeat(&self) -> Option<f64> {
+        self.heartbeat.map(|every| every.as_secs_f64())
+    }
+
+    fn __iter__<'py>(slf: Bound<'py, Self>) -> Bound<'py, Self> {
+        slf
+    }
+
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let py = slf.py();
+        let stream = slf.get();
+        let client = slf.as_super().get();
+        loop {
+            let stepped = match Stream::step(slf) {
+                Step::Chunk(chunk) => return Ok(Some(chunk)),
+                Step::End => return Ok(None),
+                Step::Initial(initial) => initial.bind(py).call0().and_then(|first| {
+                    Ok(first.cast_into::<PyBytes>()?).map(|first| {
+                        Some(first).filter(|first| !first.as_bytes().is_empty())
+                    })
+                }),
+                Step::Idle => wait::take(py, client, stream.heartbeat).map(|taken| match taken {
+                    Taken::Event(event) => Some(stream.chunk(py, client, &event)),
+                    Taken::Empty => Some(PyBytes::new(py, HEARTBEAT)),
+                    Taken::Closed => None,
+                }),
+            };
+            match stepped {
+                Ok(Some(chunk)) => return Ok(Some(chunk)),
+                // An empty first payload, or the end: the next look tells.
+                Ok(None) => {}
+                Err(raised) => {
+                    // As a generator would: what is raised through it ends it.
+                    Stream::finish(slf, Reason::Closed);
+                    return Err(raised);
+                }
+            }
+        }
+    }
+
+    /// Without waiting: bytes, b"" when nothing waits, None at the end, or the callable of the
+    /// first payload.
+    fn _step<'py>(slf: &Bound<'py, Self>) -> Option<Bound<'py, PyAny>> {
+        let py = slf.py();
+        match Stream::step(slf) {
+            Step::Chunk(chunk) => Some(chunk.into_any()),
+            Step::Initial(initial) => Some(initial.into_bound(py)),
+            Step::Idle => Some(PyBytes::new(py, b"").into_any()),
+            Step::End => None,
+        }
+    }
+
+    fn _set_initial(&self, initial: Py<PyAny>) {
+        *lock(&self.initial) = Some(initial);
+    }
+
+    fn close(slf: &Bound<'_, Self>) {
+        Stream::finish(slf, Reason::Closed);
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(initial) = self.initial.try_lock() {
+            if let Some(initial) = initial.as_ref() {
+                visit.call(initial)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let _initial = lock(&self.initial).take();
+    }
+}

@@ -1,0 +1,481 @@
+//! A client's queue: what has been delivered to it and not yet been read, and who waits for it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use smallvec::SmallVec;
+
+use crate::error::{Error, Result};
+use crate::event::{Attachment, Event};
+use crate::hub::{Hub, Membership};
+use crate::sync::lock;
+use crate::wake::{Token, WakeBatch, Waiter};
+
+/// What reads a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Code that takes messages.
+    Queue,
+    /// A server that takes frames.
+    Stream,
+}
+
+impl Kind {
+    /// Whether `event` has anything for such a client.
+    pub fn takes(self, event: &Event) -> bool {
+        match self {
+            Kind::Queue => event.has_message,
+            Kind::Stream => !event.frame.is_empty(),
+        }
+    }
+}
+
+/// What happens to an event for which a client has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The oldest waiting event makes room.
+    DropOldest,
+    /// The new event is not kept.
+    DropNewest,
+    /// The client is disconnected: what waits is still delivered, then the end.
+    Disconnect,
+}
+
+/// What became of an event offered to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It waits in the queue.
+    Queued,
+    /// It waits, and an older one does not any more.
+    DroppedOldest,
+    /// The queue did not keep it.
+    DroppedNewest,
+    /// The queue did not keep it and is closed now.
+    Disconnected,
+    /// Not for this client, or the client has left.
+    Skipped,
+}
+
+/// What a reader found.
+#[derive(Debug)]
+pub enum Taken {
+    /// The oldest event.
+    Event(Arc<Event>),
+    /// Nothing yet.
+    Empty,
+    /// Nothing, and nothing will come.
+    Closed,
+}
+
+/// Whether a waiter was parked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// There is something to look at already; the waiter was not kept.
+    Ready,
+    /// The waiter will be woken; `arm` is when the timer must look after the client, if the
+    /// timer does not know of an early enough moment yet.
+    Waiting {
+        /// The moment to schedule.
+        arm: Option<Instant>,
+    },
+}
+
+/// A client of the hub: a bounded queue of events with its waiters.
+#[derive(Debug)]
+pub struct Client {
+    kind: Kind,
+    overflow: Overflow,
+    capacity: usize,
+    /// `capacity` plus what was replayed at registration: a resumed backlog is no overflow.
+    limit: AtomicUsize,
+    /// Events in the channel; raised before a send, lowered after a receive.
+    depth: AtomicUsize,
+    dropped: AtomicU64,
+    /// Unbounded, because a bounded one allocates its capacity at once; `depth` bounds it.
+    receiver: Receiver<Arc<Event>>,
+    /// Guards the sender against the close and the waiters against the delivery, so that no
+    /// wake-up falls between a look and a wait. Held for a few instructions; taken after the
+    /// hub's lock, never before it.
+    state: Mutex<State>,
+    hub: OnceLock<Weak<Hub>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Dropped at the close, which ends every blocked receive once the queue is drained.
+    sender: Option<Sender<Arc<Event>>>,
+    waiters: SmallVec<[Waiter; 1]>,
+    /// The moment at which the timer looks after this client next.
+    timer_at: Option<Instant>,
+    memberships: SmallVec<[Membership; 1]>,
+    /// The binding's object for this client, given to who asks for the listeners.
+    owner: Option<Attachment>,
+}
+
+impl Client {
+    /// A client of no channel yet, with room for `capacity` events.
+    pub fn new(kind: Kind, capacity: usize, overflow: Overflow) -> Client {
+        let (sender, receiver) = unbounded();
+        Client {
+            kind,
+            overflow,
+            capacity,
+            limit: AtomicUsize::new(capacity),
+            depth: AtomicUsize::new(0),
+            dropped: AtomicU64::new(0),
+            receiver,
+            state: Mutex::new(State { sender: Some(sender), ..State::default() }),
+            hub: OnceLock::new(),
+        }
+    }
+
+    /// What reads it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The room it was made with, in events.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Events waiting now.
+    pub fn len(&self) -> usize {
+        self.depth.load(Acquire)
+    }
+
+    /// Whether nothing waits now.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the next event finds no room.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.limit.load(Relaxed)
+    }
+
+    /// Events that this client lost to overflow.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    /// Whether it takes no more events.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.state).sender.is_none()
+    }
+
+    /// The hub it is registered with, while that lives.
+    pub fn hub(&self) -> Option<Arc<Hub>> {
+        self.hub.get().and_then(Weak::upgrade)
+    }
+
+    /// Runs `look` on the binding's object.
+    pub fn with_owner<R>(&self, look: impl FnOnce(Option<&Attachment>) -> R) -> R {
+        look(lock(&self.state).owner.as_ref())
+    }
+
+    /// Takes the oldest event without waiting.
+    pub fn take(&self) -> Taken {
+        match self.receiver.try_recv() {
+            Ok(event) => self.taken(event),
+            Err(TryRecvError::Empty) => Taken::Empty,
+            Err(TryRecvError::Disconnected) => Taken::Closed,
+        }
+    }
+
+    /// Takes the oldest event, blocking this thread until `deadline` (for ever without one).
+    pub fn take_blocking(&self, deadline: Option<Instant>) -> Taken {
+        let received = match deadline {
+            Some(deadline) => self.receiver.recv_deadline(deadline),
+            None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(event) => self.taken(event),
+            Err(RecvTimeoutError::Timeout) => Taken::Empty,
+            Err(RecvTimeoutError::Disconnected) => Taken::Closed,
+        }
+    }
+
+    fn taken(&self, event: Arc<Event>) -> Taken {
+        self.depth.fetch_sub(1, Release);
+        Taken::Event(event)
+    }
+
+    /// Offers an event under the overflow policy. An event that falls out goes to `discarded`.
+    pub fn deliver(
+        &self,
+        event: &Arc<Event>,
+        wakes: &mut WakeBatch,
+        discarded: &mut Vec<Arc<Event>>,
+    ) -> Delivery {
+        if !self.kind.takes(event) {
+            return Delivery::Skipped;
+        }
+        let mut state = lock(&self.state);
+        if state.sender.is_none() {
+            return Delivery::Skipped;
+        }
+        let mut delivery = Delivery::Queued;
+        if self.is_full() {
+            self.dropped.fetch_add(1, Relaxed);
+            match self.overflow {
+                Overflow::DropNewest => return Delivery::DroppedNewest,
+                Overflow::Disconnect => {
+                    state.close(wakes);
+                    return Delivery::Disconnected;
+                }
+                Overflow::DropOldest => {
+                    // A reader may have emptied it meanwhile; then there is room.
+                    if let Taken::Event(oldest) = self.take() {
+                        discarded.push(oldest);
+                    }
+                    delivery = Delivery::DroppedOldest;
+                }
+            }
+        }
+        self.push(&mut state, event, wakes);
+        delivery
+    }
+
+    /// Adds an event to this queue alone, whatever the policy.
+    ///
+    /// # Errors
+    /// `Full` without room, `Closed` after the close.
+    pub fn put(&self, event: &Arc<Event>, wakes: &mut WakeBatch) -> Result<()> {
+        let mut state = lock(&self.state);
+        if state.sender.is_none() {
+            return Err(Error::Closed);
+        }
+        if self.is_full() {
+            return Err(Error::Full);
+        }
+        self.push(&mut state, event, wakes);
+        Ok(())
+    }
+
+    fn push(&self, state: &mut State, event: &Arc<Event>, wakes: &mut WakeBatch) {
+        let Some(sender) = &state.sender else { return };
+        self.depth.fetch_add(1, Relaxed);
+        // This client holds a receiver, so the send cannot fail.
+        let _ = sender.send(Arc::clone(event));
+        if !state.waiters.is_empty() {
+            wakes.add(state.waiters.remove(0));
+        }
+    }
+
+    /// Registers it with a hub: what was missed first, which then is no overflow.
+    pub(crate) fn enter(
+        &self,
+        hub: Weak<Hub>,
+        memberships: SmallVec<[Membership; 1]>,
+        owner: Attachment,
+        replay: &[Arc<Event>],
+    ) -> Result<()> {
+        let mut state = lock(&self.state);
+        if state.sender.is_none() || self.hub.set(hub).is_err() {
+            return Err(Error::Closed);
+        }
+        state.memberships = memberships;
+        state.owner = Some(owner);
+        self.limit.fetch_add(replay.len(), Relaxed);
+        let mut nobody_waits_yet = WakeBatch::default();
+        for event in replay {
+            self.push(&mut state, event, &mut nobody_waits_yet);
+        }
+        Ok(())
+    }
+
+    /// Closes it and gives what the hub and the binding must let go of.
+    pub(crate) fn leave(
+        &self,
+        wakes: &mut WakeBatch,
+    ) -> (SmallVec<[Membership; 1]>, Option<Attachment>) {
+        let mut state = lock(&self.state);
+        state.close(wakes);
+        (std::mem::take(&mut state.memberships), state.owner.take())
+    }
+
+    /// Parks a waiter, unless there is something to look at.
+    pub fn park(&self, waiter: Waiter) -> Parked {
+        let mut state = lock(&self.state);
+        if !self.is_empty() || state.sender.is_none() {
+            return Parked::Ready;
+        }
+        let arm = waiter.deadline.filter(|at| state.timer_at.is_none_or(|known| *at < known));
+        if arm.is_some() {
+            state.timer_at = arm;
+        }
+        state.waiters.push(waiter);
+        Parked::Waiting { arm }
+    }
+
+    /// Takes a waiter back. One that had been woken already passes its turn on, so that a
+    /// cancelled reader never swallows the wake-up of the next.
+    pub fn unpark(&self, token: Token, wakeups: &Arc<crate::wake::Wakeups>) {
+        let mut wakes = WakeBatch::default();
+        {
+            let mut state = lock(&self.state);
+            let mine = |w: &Waiter| w.token == token && Arc::ptr_eq(&w.wakeups, wakeups);
+            if let Some(at) = state.waiters.iter().position(mine) {
+                state.waiters.remove(at);
+            } else if !state.waiters.is_empty() && !self.is_empty() {
+                wakes.add(state.waiters.remove(0));
+            }
+        }
+        wakes.flush();
+    }
+
+    /// Called by the timer at a moment scheduled before: wakes whose deadline has passed and
+    /// says when to come again.
+    pub fn expire(&self, at: Instant, now: Instant, wakes: &mut WakeBatch) -> Option<Instant> {
+        let mut state = lock(&self.state);
+        if state.timer_at != Some(at) {
+            // An earlier moment was scheduled since; that one looks after this client.
+            return None;
+        }
+        let passed = |waiter: &Waiter| waiter.deadline.is_some_and(|deadline| deadline <= now);
+        let mut kept = SmallVec::new();
+        for waiter in std::mem::take(&mut state.waiters) {
+            if passed(&waiter) {
+                wakes.add(waiter);
+            } else {
+                kept.push(waiter);
+            }
+        }
+        state.waiters = kept;
+        state.timer_at = state.waiters.iter().filter_map(|waiter| waiter.deadline).min();
+        state.timer_at
+    }
+}
+
+impl State {
+    fn close(&mut self, wakes: &mut WakeBatch) {
+        self.sender = None;
+        for waiter in std::mem::take(&mut self.waiters) {
+            wakes.add(waiter);
+        }
+    }
+}
+
+/// Takes what waits, oldest first, for as long as `enough` says no.
+pub fn drain(client: &Client, mut enough: impl FnMut(&Event) -> bool) -> VecDeque<Arc<Event>> {
+    let mut events = VecDeque::new();
+    while let Taken::Event(event) = client.take() {
+        let stop = enough(&event);
+        events.push_back(event);
+        if stop {
+            break;
+        }
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Draft, Format};
+    use crate::event_id::EventId;
+    use crate::wake::Wakeups;
+    use std::time::Duration;
+
+    fn event(n: u64) -> Arc<Event> {
+        let draft = Draft { body: None, format: Format::Text, has_message: true, decoded: None };
+        Arc::new(Event::seal(draft, Some(EventId { ms: 0, n }), None))
+    }
+
+    fn offer(client: &Client, numbers: impl IntoIterator<Item = u64>) -> Vec<Delivery> {
+        let (mut wakes, mut discarded) = (WakeBatch::default(), Vec::new());
+        let deliver = |n| client.deliver(&event(n), &mut wakes, &mut discarded);
+        let deliveries = numbers.into_iter().map(deliver).collect();
+        wakes.flush();
+        deliveries
+    }
+
+    fn read(client: &Client) -> Vec<u64> {
+        drain(client, |_| false).iter().filter_map(|event| event.id).map(|id| id.n).collect()
+    }
+
+    #[test]
+    fn each_overflow_policy_keeps_what_it_says_and_counts() {
+        use Delivery::*;
+        for (overflow, deliveries, kept, dropped) in [
+            (Overflow::DropOldest, [Queued, Queued, DroppedOldest, DroppedOldest], [3, 4], 2),
+            (Overflow::DropNewest, [Queued, Queued, DroppedNewest, DroppedNewest], [1, 2], 2),
+            (Overflow::Disconnect, [Queued, Queued, Disconnected, Skipped], [1, 2], 1),
+        ] {
+            let client = Client::new(Kind::Queue, 2, overflow);
+            assert_eq!(offer(&client, 1..=4), deliveries);
+            assert_eq!(client.dropped(), dropped);
+            assert_eq!(read(&client), kept);
+            assert!(client.is_empty());
+            let closed = matches!(client.take(), Taken::Closed);
+            assert_eq!(closed, overflow == Overflow::Disconnect);
+        }
+    }
+
+    #[test]
+    fn a_waiter_is_woken_once_and_only_by_something() -> Result<()> {
+        let client = Client::new(Kind::Queue, 9, Overflow::DropOldest);
+        let wakeups = Arc::new(Wakeups::new()?);
+        let waiter = |token| Waiter { wakeups: Arc::clone(&wakeups), token, deadline: None };
+        for token in [1, 2] {
+            assert_eq!(client.park(waiter(token)), Parked::Waiting { arm: None });
+        }
+        offer(&client, [1]);
+        assert_eq!(wakeups.take(9), [1]);
+        assert_eq!(client.park(waiter(3)), Parked::Ready);
+        // The first gives up although it was woken: the second has to look.
+        client.unpark(1, &wakeups);
+        assert_eq!(wakeups.take(9), [2]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_timer_keeps_one_entry_for_a_client_that_waits_again_and_again() -> Result<()> {
+        let client = Client::new(Kind::Queue, 9, Overflow::DropOldest);
+        let wakeups = Arc::new(Wakeups::new()?);
+        let start = Instant::now();
+        let second = |n| start + Duration::from_secs(n);
+        let park = |token, at| {
+            client.park(Waiter { wakeups: Arc::clone(&wakeups), token, deadline: Some(at) })
+        };
+        assert_eq!(park(1, second(10)), Parked::Waiting { arm: Some(second(10)) });
+        offer(&client, [1]);
+        assert_eq!((wakeups.take(9), read(&client)), (vec![1], vec![1]));
+        // A later deadline needs no entry of its own, an earlier one does.
+        assert_eq!(park(2, second(15)), Parked::Waiting { arm: None });
+        let mut wakes = WakeBatch::default();
+        assert_eq!(client.expire(second(10), second(10), &mut wakes), Some(second(15)));
+        assert_eq!(park(3, second(12)), Parked::Waiting { arm: Some(second(12)) });
+        assert_eq!(client.expire(second(15), second(15), &mut wakes), None, "superseded");
+        assert_eq!(client.expire(second(12), second(12), &mut wakes), Some(second(15)));
+        wakes.flush();
+        assert_eq!(wakeups.take(9), [3]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_close_ends_a_blocked_receive_after_what_is_left() {
+        let client = Arc::new(Client::new(Kind::Queue, 9, Overflow::DropOldest));
+        offer(&client, [1]);
+        let reader = {
+            let client = Arc::clone(&client);
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while let Taken::Event(_) = client.take_blocking(None) {
+                    count += 1;
+                }
+                count
+            })
+        };
+        client.leave(&mut WakeBatch::default());
+        assert_eq!(reader.join().ok(), Some(1));
+        assert_eq!(offer(&client, [2]), [Delivery::Skipped]);
+    }
+}

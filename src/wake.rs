@@ -1,0 +1,184 @@
+//! Waking those who wait without a thread of their own: one bell per event loop.
+//!
+//! A client that gets something moves its waiter's token to the loop's ready list; the first
+//! token on an empty list rings the bell, a descriptor that the loop watches. A burst over
+//! thousands of clients of one loop rings once.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use rustix::io::{Errno, read, write};
+
+use crate::error::Result;
+use crate::sync::lock;
+
+/// Names a waiter within its loop; what it stands for only the loop knows.
+pub type Token = u64;
+
+/// A descriptor that becomes readable when rung: an eventfd, a pipe where there is none.
+#[derive(Debug)]
+struct Bell {
+    readable: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    writable: OwnedFd,
+}
+
+impl Bell {
+    #[cfg(target_os = "linux")]
+    fn new() -> Result<Bell> {
+        use rustix::event::{EventfdFlags, eventfd};
+        Ok(Bell { readable: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)? })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new() -> Result<Bell> {
+        use rustix::io::{FdFlags, fcntl_setfd, ioctl_fionbio};
+        let (readable, writable) = rustix::pipe::pipe()?;
+        for fd in [&readable, &writable] {
+            fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+            ioctl_fionbio(fd, true)?;
+        }
+        Ok(Bell { readable, writable })
+    }
+
+    fn ring(&self) {
+        #[cfg(target_os = "linux")]
+        let writable = &self.readable;
+        #[cfg(not(target_os = "linux"))]
+        let writable = &self.writable;
+        // A bell that is full is rung already; no other failure is possible on our own descriptor.
+        while write(writable, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
+    }
+
+    fn silence(&self) {
+        let mut buffer = [0u8; 64];
+        loop {
+            match read(&self.readable, &mut buffer) {
+                Err(Errno::INTR) => {}
+                // A pipe may hold more rings than one read takes; an eventfd never does.
+                Ok(count) if count == buffer.len() => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// The ready list and the bell of one event loop (a gevent hub, an asyncio loop, a lone thread).
+#[derive(Debug)]
+pub struct Wakeups {
+    bell: Bell,
+    /// Tokens to be resumed. Held for a push or a take, never while anything runs.
+    ready: Mutex<Vec<Token>>,
+}
+
+impl Wakeups {
+    /// Takes one descriptor (two where a pipe serves).
+    pub fn new() -> Result<Wakeups> {
+        Ok(Wakeups { bell: Bell::new()?, ready: Mutex::new(Vec::new()) })
+    }
+
+    /// The descriptor to watch for reading.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.readable.as_fd()
+    }
+
+    /// Makes `tokens` ready and rings if nothing was ready before.
+    fn wake(&self, tokens: &[Token]) {
+        let first = {
+            let mut ready = lock(&self.ready);
+            let first = ready.is_empty();
+            ready.extend_from_slice(tokens);
+            first
+        };
+        if first {
+            self.bell.ring();
+        }
+    }
+
+    /// Takes up to `limit` ready tokens in the order of their waking; rings again for the rest,
+    /// so that the loop can serve others in between.
+    pub fn take(&self, limit: usize) -> Vec<Token> {
+        // Silence first: a ring after it finds its token taken, or stays for the next turn.
+        self.bell.silence();
+        let mut ready = lock(&self.ready);
+        if ready.len() <= limit {
+            return std::mem::take(&mut *ready);
+        }
+        let taken = ready.drain(..limit).collect();
+        drop(ready);
+        self.bell.ring();
+        taken
+    }
+}
+
+/// Somebody parked on a client until it has something or the deadline passes.
+#[derive(Debug)]
+pub struct Waiter {
+    /// Whom to tell.
+    pub wakeups: Arc<Wakeups>,
+    /// What to tell.
+    pub token: Token,
+    /// When to tell even though nothing came.
+    pub deadline: Option<Instant>,
+}
+
+/// Waiters to be woken once the locks are released, grouped by loop.
+#[derive(Debug, Default)]
+pub struct WakeBatch {
+    groups: Vec<(Arc<Wakeups>, Vec<Token>)>,
+}
+
+impl WakeBatch {
+    /// Adds one waiter.
+    pub fn add(&mut self, waiter: Waiter) {
+        let same = |group: &&mut (Arc<Wakeups>, _)| Arc::ptr_eq(&group.0, &waiter.wakeups);
+        match self.groups.iter_mut().find(same) {
+            Some((_, tokens)) => tokens.push(waiter.token),
+            None => self.groups.push((waiter.wakeups, vec![waiter.token])),
+        }
+    }
+
+    /// Wakes them all, one ring per loop at the most.
+    pub fn flush(self) {
+        for (wakeups, tokens) in self.groups {
+            wakeups.wake(&tokens);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn rung(wakeups: &Wakeups) -> bool {
+        let fd = wakeups.fd();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)) == Ok(1)
+    }
+
+    fn batch(wakeups: &Arc<Wakeups>, tokens: &[Token]) -> WakeBatch {
+        let mut batch = WakeBatch::default();
+        for token in tokens {
+            let wakeups = Arc::clone(wakeups);
+            batch.add(Waiter { wakeups, token: *token, deadline: None });
+        }
+        batch
+    }
+
+    #[test]
+    fn a_burst_rings_once_and_the_rest_rings_again() -> Result<()> {
+        let (one, other) = (Arc::new(Wakeups::new()?), Arc::new(Wakeups::new()?));
+        assert!(!rung(&one));
+        batch(&one, &[1, 2, 3]).flush();
+        batch(&one, &[4]).flush();
+        assert!(rung(&one) && !rung(&other));
+        assert_eq!(one.take(3), [1, 2, 3]);
+        assert!(rung(&one));
+        assert_eq!(one.take(3), [4]);
+        assert!(!rung(&one));
+        assert_eq!(one.take(3), [] as [Token; 0]);
+        Ok(())
+    }
+}
