@@ -20,6 +20,11 @@ use crate::queue::{Client, Delivery, Kind};
 use crate::sync::lock;
 use crate::wake::WakeBatch;
 
+/// Clients whose memory is fetched before the first of them is written to. Atomic writes wait for
+/// all reads before them, so that without it thousands of clients are thousands of cache misses
+/// one after the other.
+const LOOKAHEAD: usize = 16;
+
 /// A channel of one hub.
 pub type ChannelKey = usize;
 
@@ -303,14 +308,25 @@ impl Channel {
     fn fan_out(&self, event: &Arc<Event>, after: &mut Aftermath) -> Vec<Arc<Client>> {
         let mut dropped = 0;
         let mut overflowed = Vec::new();
-        for (_, client) in &self.clients {
-            match client.deliver(event, &mut after.wakes, &mut after.discarded) {
-                Delivery::Queued | Delivery::Skipped => {}
-                Delivery::DroppedOldest | Delivery::DroppedNewest => dropped += 1,
-                Delivery::Disconnected => {
-                    dropped += 1;
-                    overflowed.push(Arc::clone(client));
+        let mut clients = self.clients.iter().map(|(_, client)| client);
+        loop {
+            let chunk: SmallVec<[&Arc<Client>; LOOKAHEAD]> =
+                clients.by_ref().take(LOOKAHEAD).collect();
+            for client in &chunk {
+                client.touch();
+            }
+            for client in &chunk {
+                match client.deliver(event, &mut after.wakes, &mut after.discarded) {
+                    Delivery::Queued | Delivery::Skipped => {}
+                    Delivery::DroppedOldest | Delivery::DroppedNewest => dropped += 1,
+                    Delivery::Disconnected => {
+                        dropped += 1;
+                        overflowed.push(Arc::clone(client));
+                    }
                 }
+            }
+            if chunk.len() < LOOKAHEAD {
+                break;
             }
         }
         self.counters.published.fetch_add(1, Relaxed);

@@ -207,6 +207,11 @@ impl Client {
         Taken::Event(event)
     }
 
+    /// Reads what `deliver` is about to write, so that the cache has it.
+    pub fn touch(&self) {
+        std::hint::black_box((self.depth.load(Relaxed), self.receiver.len()));
+    }
+
     /// Offers an event under the overflow policy. An event that falls out goes to `discarded`.
     pub fn deliver(
         &self,
@@ -428,11 +433,11 @@ mod tests {
             assert_eq!(client.park(waiter(token)), Parked::Waiting { arm: None });
         }
         offer(&client, [1]);
-        assert_eq!(wakeups.take(9), [1]);
+        assert_eq!(wakeups.take(), [1]);
         assert_eq!(client.park(waiter(3)), Parked::Ready);
         // The first gives up although it was woken: the second has to look.
         client.unpark(1, &wakeups);
-        assert_eq!(wakeups.take(9), [2]);
+        assert_eq!(wakeups.take(), [2]);
         Ok(())
     }
 
@@ -447,7 +452,7 @@ mod tests {
         };
         assert_eq!(park(1, second(10)), Parked::Waiting { arm: Some(second(10)) });
         offer(&client, [1]);
-        assert_eq!((wakeups.take(9), read(&client)), (vec![1], vec![1]));
+        assert_eq!((wakeups.take(), read(&client)), (vec![1], vec![1]));
         // A later deadline needs no entry of its own, an earlier one does.
         assert_eq!(park(2, second(15)), Parked::Waiting { arm: None });
         let mut wakes = WakeBatch::default();
@@ -456,7 +461,7 @@ mod tests {
         assert_eq!(client.expire(second(15), second(15), &mut wakes), None, "superseded");
         assert_eq!(client.expire(second(12), second(12), &mut wakes), Some(second(15)));
         wakes.flush();
-        assert_eq!(wakeups.take(9), [3]);
+        assert_eq!(wakeups.take(), [3]);
         Ok(())
     }
 

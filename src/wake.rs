@@ -96,19 +96,16 @@ impl Wakeups {
         }
     }
 
-    /// Takes up to `limit` ready tokens in the order of their waking; rings again for the rest,
-    /// so that the loop can serve others in between.
-    pub fn take(&self, limit: usize) -> Vec<Token> {
+    /// Takes all ready tokens in the order of their waking.
+    pub fn take(&self) -> Vec<Token> {
         // Silence first: a ring after it finds its token taken, or stays for the next turn.
         self.bell.silence();
-        let mut ready = lock(&self.ready);
-        if ready.len() <= limit {
-            return std::mem::take(&mut *ready);
-        }
-        let taken = ready.drain(..limit).collect();
-        drop(ready);
+        std::mem::take(&mut *lock(&self.ready))
+    }
+
+    /// Rings without a token: what was taken is not all resumed yet.
+    pub fn ring(&self) {
         self.bell.ring();
-        taken
     }
 }
 
@@ -168,17 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_rings_once_and_the_rest_rings_again() -> Result<()> {
+    fn a_burst_rings_once() -> Result<()> {
         let (one, other) = (Arc::new(Wakeups::new()?), Arc::new(Wakeups::new()?));
         assert!(!rung(&one));
         batch(&one, &[1, 2, 3]).flush();
         batch(&one, &[4]).flush();
         assert!(rung(&one) && !rung(&other));
-        assert_eq!(one.take(3), [1, 2, 3]);
-        assert!(rung(&one));
-        assert_eq!(one.take(3), [4]);
+        assert_eq!(one.take(), [1, 2, 3, 4]);
         assert!(!rung(&one));
-        assert_eq!(one.take(3), [] as [Token; 0]);
+        assert_eq!(one.take(), [] as [Token; 0]);
+        one.ring();
+        assert!(rung(&one));
         Ok(())
     }
 }

@@ -20,12 +20,18 @@ const FOR_EVER: f64 = 1e9;
 pub fn duration(seconds: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
     match seconds {
         None => Ok(None),
-        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
-            "'{what}' must be a non-negative number of seconds, not {seconds}"
-        ))),
+        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(no_duration(seconds, what)),
         Some(seconds) if seconds > FOR_EVER => Ok(None),
         Some(seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn no_duration(seconds: f64, what: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "'{what}' must be a non-negative number of seconds, not {seconds}"
+    ))
 }
 
 /// Reads the name of an overflow policy.
@@ -121,15 +127,20 @@ impl Client {
                 return Ok(None);
             }
             Parked::Waiting { arm: None } => {}
-            Parked::Waiting { arm: Some(at) } => match Process::current().timer() {
-                Ok(timer) => timer.schedule(at, Arc::downgrade(&self.core)),
-                Err(error) => {
+            Parked::Waiting { arm: Some(at) } => {
+                if let Err(error) = self.schedule(at) {
                     self.unpark(parking, token);
-                    return Err(error.into());
+                    return Err(error);
                 }
-            },
+            }
         }
         Ok(Some(token))
+    }
+
+    #[inline(never)]
+    fn schedule(&self, at: Instant) -> PyResult<()> {
+        Process::current().timer()?.schedule(at, Arc::downgrade(&self.core));
+        Ok(())
     }
 
     /// Takes a waiter back, whether it was woken or not.

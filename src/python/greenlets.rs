@@ -8,9 +8,11 @@ use std::time::Instant;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::PyString;
 
 use crate::python::client::Client;
 use crate::python::parking::Parking;
+use crate::wake::Token;
 
 struct Gevent {
     get_hub_if_exists: Py<PyAny>,
@@ -20,6 +22,7 @@ struct Gevent {
 static GEVENT: PyOnceLock<Gevent> = PyOnceLock::new();
 
 /// The hub of this thread, if gevent was imported and runs here.
+#[inline(never)]
 fn hub(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
     let gevent = match GEVENT.get(py) {
         Some(gevent) => gevent,
@@ -60,6 +63,7 @@ pub enum Caller<'py> {
 }
 
 /// Who calls, by the hub of this thread.
+#[inline(never)]
 pub fn caller(py: Python<'_>) -> PyResult<Caller<'_>> {
     let (Some(hub), Some(gevent)) = (hub(py)?, GEVENT.get(py)) else {
         return Ok(Caller::Thread);
@@ -76,19 +80,34 @@ impl<'py> Greenlet<'py> {
     /// greenlet is switched to by somebody else; the caller looks which.
     pub fn wait(self, client: &Client, deadline: Option<Instant>) -> PyResult<()> {
         let py = self.hub.py();
-        let parking = self.parking()?;
-        let parking = parking.get();
-        let Some(token) = client.park(parking, self.current.unbind(), deadline)? else {
-            return Ok(());
+        let Some((parking, token)) = self.park(client, deadline)? else { return Ok(()) };
+        // Straight to the next greenlet of this turn, if there is one: by way of the hub it would
+        // cost two switches instead of one.
+        let resumed = match parking.get().next_in_turn() {
+            Some(next) => switch_to(next.bind(py)),
+            None => self.hub.call_method0(intern!(py, "switch")),
         };
-        parking.keep_loop_while_waiting(py)?;
-        let resumed = self.hub.call_method0(intern!(py, "switch"));
-        if parking.remove(token).is_some() {
-            // Killed, timed out by gevent, or switched to by a stranger: not by us.
-            client.unpark(parking, token);
-            parking.keep_loop_while_waiting(py)?;
+        if parking.get().remove(token).is_some() {
+            gave_up(client, &parking, token)?;
         }
         resumed.map(drop)
+    }
+
+    // What a greenlet has on the C stack while it waits is copied at every switch: what is done
+    // before and after is kept out of that frame.
+    #[inline(never)]
+    fn park(
+        &self,
+        client: &Client,
+        deadline: Option<Instant>,
+    ) -> PyResult<Option<(Bound<'py, Parking>, Token)>> {
+        let parking = self.parking()?;
+        let current = self.current.clone().unbind();
+        let Some(token) = client.park(parking.get(), current, deadline)? else {
+            return Ok(None);
+        };
+        parking.get().keep_loop_while_waiting(self.hub.py())?;
+        Ok(Some((parking, token)))
     }
 
     /// The hub's parking, made at the first wait and kept by the hub itself.
@@ -101,6 +120,13 @@ impl<'py> Greenlet<'py> {
                 return Ok(parking);
             }
         }
+        self.new_parking(name)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn new_parking(&self, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, Parking>> {
+        let py = self.hub.py();
         let parking = py.get_type::<Parking>().call0()?.cast_into::<Parking>()?;
         Parking::watch(&parking, &self.hub)?;
         self.hub.setattr(name, &parking)?;
@@ -108,10 +134,35 @@ impl<'py> Greenlet<'py> {
     }
 }
 
-/// Runs a greenlet until it switches back; what it raises is the hub's to report.
-pub fn switch_to(greenlet: &Bound<'_, PyAny>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
+/// Killed, timed out by gevent, or switched to by a stranger: not by us.
+#[cold]
+#[inline(never)]
+fn gave_up(client: &Client, parking: &Bound<'_, Parking>, token: Token) -> PyResult<()> {
+    client.unpark(parking.get(), token);
+    parking.get().keep_loop_while_waiting(parking.py())
+}
+
+/// `greenlet.switch`, looked up once: a greenlet's own attributes are cold memory.
+fn switch_to<'py>(greenlet: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static SWITCH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = greenlet.py();
+    let switch = SWITCH.get_or_try_init(py, || {
+        PyResult::Ok(py.import("greenlet")?.getattr("greenlet")?.getattr("switch")?.unbind())
+    })?;
+    switch.bind(py).call1((greenlet,))
+}
+
+/// Runs a greenlet, and those of its turn that it hands on to, until one switches to the hub;
+/// what is raised is the hub's to report.
+pub fn resume(greenlet: &Bound<'_, PyAny>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
+    let Err(error) = switch_to(greenlet) else { return Ok(()) };
+    report(error, greenlet, hub)
+}
+
+#[cold]
+#[inline(never)]
+fn report(error: PyErr, greenlet: &Bound<'_, PyAny>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = hub.py();
-    let Err(error) = greenlet.call_method0(intern!(py, "switch")) else { return Ok(()) };
     let arguments = (greenlet, error.get_type(py), error.value(py), error.traceback(py));
     hub.call_method1(intern!(py, "handle_error"), arguments).map(drop)
 }

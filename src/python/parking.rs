@@ -1,7 +1,9 @@
 //! Parking: the greenlets or futures of one event loop that wait for a client.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use std::os::fd::AsRawFd;
 
@@ -15,15 +17,20 @@ use crate::python::greenlets;
 use crate::sync::lock;
 use crate::wake::{Token, Wakeups};
 
-/// Waiters resumed in one turn of the loop; the rest comes in the next, after other callbacks.
-const TURN: usize = 1024;
+/// A turn of the loop resumes waiters for this long; the rest comes in the next, after the loop's
+/// other work. gevent gives its own callbacks the same.
+const TURN: Duration = Duration::from_millis(5);
+
+/// The clock is read once for so many waiters.
+const CLOCK_EVERY: u64 = 32;
 
 /// The waiters of one event loop and the descriptor by which they are woken.
 #[pyclass(frozen, weakref, module = "sse_channel._sse_channel")]
 pub struct Parking {
     wakeups: Arc<Wakeups>,
     born: u64,
-    /// Who waits, by token. Taken for an insert or a removal, never while a waiter runs.
+    /// Who waits, by token, and whose turn it is. Taken for an insert or a removal, never while a
+    /// waiter runs.
     waiting: Mutex<Waiting>,
     resumed: AtomicU64,
     gevent: Mutex<Option<Gevent>>,
@@ -35,6 +42,18 @@ pub struct Parking {
 struct Waiting {
     slots: Slab<(u32, Py<PyAny>)>,
     version: u32,
+    /// Tokens that this turn of the loop resumes still.
+    turn: VecDeque<Token>,
+    turn_ends: Option<Instant>,
+}
+
+impl Waiting {
+    fn remove(&mut self, token: Token) -> Option<Py<PyAny>> {
+        let index = (token & u64::from(u32::MAX)) as usize;
+        let version = (token >> 32) as u32;
+        let known = self.slots.get(index).is_some_and(|slot| slot.0 == version);
+        known.then(|| self.slots.remove(index).1)
+    }
 }
 
 /// What a parking of greenlets holds of gevent.
@@ -54,7 +73,7 @@ impl Parking {
         self.born != process::generation()
     }
 
-    /// Keeps a greenlet or a future under a token that no other waiter ever has at the same time.
+    /// Keeps what resumes a waiter (a greenlet, or a future) under a token that no other waiter ever has at the same time.
     pub fn add(&self, waiter: Py<PyAny>) -> Token {
         let mut waiting = lock(&self.waiting);
         waiting.version = waiting.version.wrapping_add(1);
@@ -65,11 +84,24 @@ impl Parking {
 
     /// Forgets a waiter; `None` if it was resumed or forgotten before.
     pub fn remove(&self, token: Token) -> Option<Py<PyAny>> {
-        let index = (token & u64::from(u32::MAX)) as usize;
-        let version = (token >> 32) as u32;
+        lock(&self.waiting).remove(token)
+    }
+
+    /// The next waiter of this turn, taken out: who gets it must resume it.
+    pub fn next_in_turn(&self) -> Option<Py<PyAny>> {
         let mut waiting = lock(&self.waiting);
-        let known = waiting.slots.get(index).is_some_and(|slot| slot.0 == version);
-        known.then(|| waiting.slots.remove(index).1)
+        if self.resumed.load(Relaxed) % CLOCK_EVERY == 0
+            && waiting.turn_ends.is_some_and(|end| end <= Instant::now())
+        {
+            return None;
+        }
+        while let Some(token) = waiting.turn.pop_front() {
+            if let Some(waiter) = waiting.remove(token) {
+                self.resumed.fetch_add(1, Relaxed);
+                return Some(waiter);
+            }
+        }
+        None
     }
 
     fn nobody_waits(&self) -> bool {
@@ -157,17 +189,23 @@ impl Parking {
             return Ok(());
         }
         let hub = lock(&self.gevent).as_ref().map(|gevent| gevent.hub.clone_ref(py));
-        for token in self.wakeups.take(TURN) {
-            let Some(waiter) = self.remove(token) else { continue };
-            self.resumed.fetch_add(1, Relaxed);
+        {
+            let mut waiting = lock(&self.waiting);
+            waiting.turn.extend(self.wakeups.take());
+            waiting.turn_ends = Some(Instant::now() + TURN);
+        }
+        while let Some(waiter) = self.next_in_turn() {
             match &hub {
-                Some(hub) => greenlets::switch_to(waiter.bind(py), hub.bind(py))?,
+                Some(hub) => greenlets::resume(waiter.bind(py), hub.bind(py))?,
                 None => {
                     if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
                         waiter.call_method1(py, intern!(py, "set_result"), (py.None(),))?;
                     }
                 }
             }
+        }
+        if !lock(&self.waiting).turn.is_empty() {
+            self.wakeups.ring();
         }
         self.keep_loop_while_waiting(py)
     }

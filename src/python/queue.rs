@@ -24,6 +24,7 @@ fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
 }
 
 /// The message, or the exception that says why there is none.
+#[inline(never)]
 fn give(py: Python<'_>, client: &Client, taken: Taken) -> PyResult<Py<PyAny>> {
     match taken {
         Taken::Event(event) => {

@@ -25,13 +25,18 @@ pub fn take(py: Python<'_>, client: &Client, timeout: Option<Duration>) -> PyRes
         Taken::Empty => {}
         found => return Ok(found),
     }
+    take_later(py, client, timeout)
+}
+
+#[inline(never)]
+fn take_later(py: Python<'_>, client: &Client, timeout: Option<Duration>) -> PyResult<Taken> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
         match caller(py)? {
             Caller::Hub => return Ok(Taken::Empty),
             Caller::Greenlet(greenlet) => greenlet.wait(client, deadline)?,
             Caller::Thread if is_main_thread() => wait_for_signals_too(py, client, deadline)?,
-            Caller::Thread => return Ok(py.detach(|| client.core.take_blocking(deadline))),
+            Caller::Thread => return Ok(block_thread(py, client, deadline)),
         }
         match client.core.take() {
             Taken::Empty if deadline.is_some_and(|at| at <= Instant::now()) => {
@@ -41,6 +46,11 @@ pub fn take(py: Python<'_>, client: &Client, timeout: Option<Duration>) -> PyRes
             found => return Ok(found),
         }
     }
+}
+
+#[inline(never)]
+fn block_thread(py: Python<'_>, client: &Client, deadline: Option<Instant>) -> Taken {
+    py.detach(|| client.core.take_blocking(deadline))
 }
 
 /// Whether this thread is the one that Python's signal handlers run in.
@@ -56,6 +66,7 @@ fn is_main_thread() -> bool {
 }
 
 /// Waits in `poll`, which a signal interrupts: a futex, as in crossbeam's receive, is resumed.
+#[inline(never)]
 fn wait_for_signals_too(
     py: Python<'_>,
     client: &Client,
