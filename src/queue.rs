@@ -97,11 +97,12 @@ pub struct Client {
     /// Events in the channel; raised before a send, lowered after a receive.
     depth: AtomicUsize,
     dropped: AtomicU64,
-    /// Unbounded, because a bounded one allocates its capacity at once; `depth` bounds it.
+    /// What waits behind the front. Unbounded, because a bounded one allocates its capacity at
+    /// once; `depth` bounds it.
     receiver: Receiver<Arc<Event>>,
-    /// Guards the sender against the close and the waiters against the delivery, so that no
-    /// wake-up falls between a look and a wait. Held for a few instructions; taken after the
-    /// hub's lock, never before it.
+    /// Guards the front and the sender against the close, and the waiters against the delivery,
+    /// so that no wake-up falls between a look and a wait. Held for a few instructions; taken
+    /// after the hub's lock, never before it.
     state: Mutex<State>,
     hub: OnceLock<Weak<Hub>>,
 }
@@ -110,6 +111,11 @@ pub struct Client {
 struct State {
     /// Dropped at the close, which ends every blocked receive once the queue is drained.
     sender: Option<Sender<Arc<Event>>>,
+    /// The oldest event, if the queue was empty when it came and no thread blocked in a receive:
+    /// a client that keeps up never touches the channel's memory.
+    front: Option<Arc<Event>>,
+    /// Threads blocked in the channel's receive, which does not see the front.
+    blocked: usize,
     waiters: SmallVec<[Waiter; 1]>,
     /// The moment at which the timer looks after this client next.
     timer_at: Option<Instant>,
@@ -182,8 +188,19 @@ impl Client {
 
     /// Takes the oldest event without waiting.
     pub fn take(&self) -> Taken {
+        self.take_locked(&mut lock(&self.state))
+    }
+
+    fn take_locked(&self, state: &mut State) -> Taken {
+        if let Some(event) = state.front.take() {
+            return self.taken(event);
+        }
+        if self.is_empty() {
+            return if state.sender.is_none() { Taken::Closed } else { Taken::Empty };
+        }
         match self.receiver.try_recv() {
             Ok(event) => self.taken(event),
+            // A blocked thread has it and is about to lower the depth.
             Err(TryRecvError::Empty) => Taken::Empty,
             Err(TryRecvError::Disconnected) => Taken::Closed,
         }
@@ -191,10 +208,18 @@ impl Client {
 
     /// Takes the oldest event, blocking this thread until `deadline` (for ever without one).
     pub fn take_blocking(&self, deadline: Option<Instant>) -> Taken {
+        {
+            let mut state = lock(&self.state);
+            match self.take_locked(&mut state) {
+                Taken::Empty => state.blocked += 1,
+                found => return found,
+            }
+        }
         let received = match deadline {
             Some(deadline) => self.receiver.recv_deadline(deadline),
             None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        lock(&self.state).blocked -= 1;
         match received {
             Ok(event) => self.taken(event),
             Err(RecvTimeoutError::Timeout) => Taken::Empty,
@@ -209,7 +234,7 @@ impl Client {
 
     /// Reads what `deliver` is about to write, so that the cache has it.
     pub fn touch(&self) {
-        std::hint::black_box((self.depth.load(Relaxed), self.receiver.len()));
+        std::hint::black_box((self.depth.load(Relaxed), self.state.is_poisoned()));
     }
 
     /// Offers an event under the overflow policy. An event that falls out goes to `discarded`.
@@ -237,7 +262,7 @@ impl Client {
                 }
                 Overflow::DropOldest => {
                     // A reader may have emptied it meanwhile; then there is room.
-                    if let Taken::Event(oldest) = self.take() {
+                    if let Taken::Event(oldest) = self.take_locked(&mut state) {
                         discarded.push(oldest);
                     }
                     delivery = Delivery::DroppedOldest;
@@ -266,9 +291,13 @@ impl Client {
 
     fn push(&self, state: &mut State, event: &Arc<Event>, wakes: &mut WakeBatch) {
         let Some(sender) = &state.sender else { return };
-        self.depth.fetch_add(1, Relaxed);
-        // This client holds a receiver, so the send cannot fail.
-        let _ = sender.send(Arc::clone(event));
+        let was_empty = self.depth.fetch_add(1, Relaxed) == 0;
+        if was_empty && state.blocked == 0 {
+            state.front = Some(Arc::clone(event));
+        } else {
+            // This client holds a receiver, so the send cannot fail.
+            let _ = sender.send(Arc::clone(event));
+        }
         if !state.waiters.is_empty() {
             wakes.add(state.waiters.remove(0));
         }
