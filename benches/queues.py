@@ -47,6 +47,7 @@ def channel_of(kind):
 
         def Queue(maxsize):
             return Dual(maxsize).green_proxy
+
     return Replaced(Queue)
 
 

@@ -232,7 +232,7 @@ impl Client {
         Taken::Event(event)
     }
 
-    /// Reads what `deliver` is about to write, so that the cache has it.
+    /// Reads where `deliver` is about to write, so that the cache has it.
     pub fn touch(&self) {
         std::hint::black_box((self.depth.load(Relaxed), self.state.is_poisoned()));
     }

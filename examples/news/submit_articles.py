@@ -6,9 +6,12 @@ model that a local Ollama server runs. Needs nothing but Python's standard libra
 """
 
 import argparse
+import http.client
 import json
+import os
 import random
 import signal
+import socket
 import sys
 import time
 import urllib.error
@@ -329,8 +332,8 @@ def write_with_model(url: str, model: str, rng: random.Random) -> dict[str, str]
     except TimeoutError as exc:
         raise ModelError(f"Ollama did not answer within {MODEL_SECONDS} s") from exc
     except urllib.error.URLError as exc:
-        raise ModelError(f"no Ollama at {url} ({exc.reason}); is `ollama serve` running?") from exc
-    except OSError as exc:
+        raise ModelError(f"no Ollama at {url} ({exc.reason}); is it running?") from exc
+    except (OSError, http.client.HTTPException) as exc:
         raise ModelError(f"the connection to Ollama broke off ({exc})") from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError(f"{model} did not answer with the JSON that was asked for") from exc
@@ -375,7 +378,7 @@ def submit(url: str, article: dict[str, str]) -> dict:
         try:
             return post(url, article, ANSWER_SECONDS)
         except urllib.error.URLError as exc:
-            refused = isinstance(getattr(exc, "reason", None), ConnectionRefusedError)
+            refused = isinstance(exc.reason, ConnectionRefusedError)
             if not refused or time.monotonic() > deadline:
                 raise
         if not waiting:
@@ -405,10 +408,7 @@ def run(options: argparse.Namespace) -> int:
             article = generate(rng, recent)
         try:
             created = submit(options.url, article)
-            print(
-                f"{created['id']:>5}  {created['category']:<10}  {created['headline']}", flush=True
-            )
-            accepted += 1
+            line = f"{created['id']:>5}  {created['category']:<10}  {created['headline']}"
         except urllib.error.HTTPError as exc:
             complain(f"{options.url} answered {exc.code}: {reason_in(exc)}")
             # A server that failed may recover; one that refuses will refuse the next one, too.
@@ -417,11 +417,16 @@ def run(options: argparse.Namespace) -> int:
         except (ValueError, KeyError, TypeError):
             complain(f"{options.url} did not answer with an article; is it the URL of submit?")
             return 1
-        except urllib.error.URLError as exc:
-            complain(f"cannot reach {options.url}: {exc.reason}. Start the server or pass --url.")
-            return 1
-        except OSError as exc:
-            complain(f"the connection broke off ({exc}); trying again with the next article")
+        except (OSError, http.client.HTTPException) as exc:
+            # urllib wraps some of them in a URLError, whose reason is the error itself.
+            reason = getattr(exc, "reason", exc)
+            if isinstance(reason, (ConnectionRefusedError, socket.gaierror)):
+                complain(f"cannot reach {options.url}: {reason}. Start the server or pass --url.")
+                return 1
+            complain(f"the connection broke off ({reason}); going on with the next article")
+        else:
+            print(line, flush=True)
+            accepted += 1
         if accepted == options.count:
             return 0
         time.sleep(options.interval)
@@ -462,8 +467,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def http_url(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        # Asking for the port is what makes urllib read it.
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not text.isascii() or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://127.0.0.1:8000/")
     return text
 
@@ -486,6 +496,8 @@ def positive(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    # A terminal that cannot show a letter of Gdańsk gets a question mark.
+    sys.stdout.reconfigure(errors="replace")
     # SIGTERM ends it the way Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -494,8 +506,9 @@ def main(arguments: list[str] | None = None) -> int:
         complain("stopped")
         return 0
     except BrokenPipeError:
-        # Whoever read the output, `head` for one, has had enough; nothing is left to flush to.
-        sys.stderr.close()
+        # Whoever read the output, `head` for one, has had enough. Python flushes it once more
+        # at the end, which must not fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

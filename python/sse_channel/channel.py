@@ -69,8 +69,7 @@ class SSEChannel:
             raise TypeError(f"overflow must be a str, not {type(overflow).__name__}")
         if overflow not in ("drop_oldest", "drop_newest", "disconnect"):
             raise ValueError(
-                'overflow must be "drop_oldest", "drop_newest" or "disconnect", '
-                f"not {overflow!r}"
+                f'overflow must be "drop_oldest", "drop_newest" or "disconnect", not {overflow!r}'
             )
         self._overflow = overflow
         self._core = _sse_channel.Channel(name, history)

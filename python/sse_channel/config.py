@@ -7,11 +7,11 @@ Each option is looked up in this order; the first place that names it wins:
 3. Django's settings, ``SSE_CHANNEL = {"<OPTION>": ...}``, where Django is configured
 4. the default
 
-| option            | default       | meaning                                                       |
-| ----------------- | ------------- | ------------------------------------------------------------- |
-| `BUS`             | `memory://`   | where events are ordered and remembered; `memory://` is this process |
-| `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; a larger one is a `ValueError` |
-| `RETRY`           | 3000          | milliseconds after which a browser reconnects                 |
+| option            | default       | meaning                                                |
+| ----------------- | ------------- | ------------------------------------------------------ |
+| `BUS`             | `memory://`   | where events are ordered and kept: this process        |
+| `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError` |
+| `RETRY`           | 3000          | milliseconds after which a browser reconnects          |
 """
 
 from __future__ import annotations

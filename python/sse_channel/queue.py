@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
@@ -18,7 +21,13 @@ class ClientQueue(_sse_channel.Queue):
     """What one listener has not read yet: the reading side of `queue.Queue`, for every caller.
 
     The same queue can be read by threads, greenlets and asyncio tasks; a message goes to exactly
-    one of them. Made by `SSEChannel.listen`, not by hand.
+    one of them, and one that gives up (a timeout, a cancellation, a kill) leaves it in the queue.
+
+    After its close what is left is delivered, then `ChannelClosed` is raised: the first time at
+    once, later after the `timeout`, so that an old loop that takes it for `queue.Empty` and sends
+    a heartbeat does not spin.
+
+    Made by `SSEChannel.listen`, not by hand.
     """
 
     __slots__ = ()
@@ -38,7 +47,14 @@ class ClientQueue(_sse_channel.Queue):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if not self.empty() or self.closed:
+            if not self.empty():
+                # Empty all the same, if another reader was quicker.
+                with contextlib.suppress(Empty):
+                    return self.get_nowait()
+            if self.closed:
+                # As `get` does: a loop that knows only Empty must not spin.
+                if self.empty() and self._tell_closed() and timeout:
+                    await asyncio.sleep(timeout)
                 return self.get_nowait()
             await wait(self, timeout)
             if deadline is not None:

@@ -1,7 +1,8 @@
 //! The queue that Python code reads: `queue.Queue`'s reading side.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 
@@ -17,7 +18,10 @@ const FOREIGN: &str = "this queue belongs to the process that this one was forke
 
 /// A client whose messages Python code takes.
 #[pyclass(frozen, subclass, extends = Client, module = "sse_channel._sse_channel")]
-pub struct Queue;
+pub struct Queue {
+    /// Whether a reader was told that it is closed.
+    told_closed: AtomicBool,
+}
 
 fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
     slf.as_super().get()
@@ -43,12 +47,26 @@ fn take_now(client: &Client) -> Taken {
     if client.is_foreign() { Taken::Closed } else { client.core.take() }
 }
 
+impl Queue {
+    /// Waits as an empty queue would, from the second time on that a reader learns of the close:
+    /// a loop that knows only `Empty` and answers it with a heartbeat would spin otherwise.
+    #[cold]
+    #[inline(never)]
+    fn pause_if_told(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
+        if self.told_closed.swap(true, Relaxed) && timeout.is_some() {
+            let never_anything = Client::new(Kind::Queue, 1, "drop_oldest")?;
+            wait::take(py, &never_anything, timeout)?;
+        }
+        Ok(())
+    }
+}
+
 #[pymethods]
 impl Queue {
     #[new]
     fn new(capacity: usize, overflow: &str) -> PyResult<PyClassInitializer<Self>> {
         let client = Client::new(Kind::Queue, capacity, overflow)?;
-        Ok(PyClassInitializer::from(client).add_subclass(Queue))
+        Ok(PyClassInitializer::from(client).add_subclass(Queue { told_closed: AtomicBool::new(false) }))
     }
 
     #[pyo3(signature = (block = true, timeout = None))]
@@ -59,12 +77,17 @@ impl Queue {
         timeout: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let client = client(slf);
-        let taken = if block {
-            wait::take(py, client, duration(timeout, "timeout")?)?
-        } else {
-            take_now(client)
-        };
+        let timeout = duration(timeout, "timeout")?;
+        let taken = if block { wait::take(py, client, timeout)? } else { take_now(client) };
+        if matches!(taken, Taken::Closed) {
+            slf.get().pause_if_told(py, timeout.filter(|_| block))?;
+        }
         give(py, client, taken)
+    }
+
+    /// Whether a reader was told of the close before; from now on one was.
+    fn _tell_closed(&self) -> bool {
+        self.told_closed.swap(true, Relaxed)
     }
 
     fn get_nowait(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {

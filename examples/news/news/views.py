@@ -3,6 +3,7 @@
 import json
 
 from django.core.exceptions import RequestDataTooBig
+from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
@@ -10,6 +11,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
+
 from sse_channel.django import EventStreamResponse
 
 from .models import Article
@@ -46,6 +48,9 @@ def stream(request: HttpRequest) -> HttpResponse:
     last_n = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if not 1 <= last_n <= MAX_LAST_N:
         return refuse(f"last_n must be a whole number from 1 to {MAX_LAST_N}.")
+    if isinstance(request, ASGIRequest):
+        # Django would collect all of a synchronous generator before it sends any of it.
+        return refuse("This stream needs a WSGI server; /news/events/ needs none.", status=501)
     response = StreamingHttpResponse(
         news_stream(last_n), content_type="text/event-stream; charset=utf-8"
     )

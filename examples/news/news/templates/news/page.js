@@ -78,6 +78,7 @@
       row.appendChild(document.createElement("span")).className = part;
     }
     row.querySelector(".name").textContent = name;
+    row.querySelector(".name").title = name;
     const fill = row.querySelector(".track").appendChild(document.createElement("div"));
     fill.className = "fill";
     byId("categories").append(row);
@@ -85,10 +86,14 @@
     return row;
   };
 
+  // One decimal is enough below 100, and none above; null is a dash.
+  const short = (value) =>
+    value?.toLocaleString([], { maximumFractionDigits: value < 100 ? 1 : 0 }) ?? "–";
+
   const showStatistics = (statistics) => {
     byId("total").textContent = statistics.total.toLocaleString();
-    byId("per-minute").textContent = statistics.per_minute ?? "–";
-    byId("average-words").textContent = statistics.average_headline_words ?? "–";
+    byId("per-minute").textContent = short(statistics.per_minute);
+    byId("average-words").textContent = short(statistics.average_headline_words);
     const counts = Object.entries(statistics.categories);
     const most = Math.max(1, ...counts.map(([, count]) => count));
     rows.forEach((row, name) => {
@@ -141,7 +146,7 @@
       bar.setAttribute("y", height - counts[position] * unit);
       bar.setAttribute("height", counts[position] * unit);
     });
-    byId("chart-peak").textContent = peak ? `peak ${peak}` : "";
+    byId("chart-peak").textContent = peak ? `peak ${peak}` : "none";
     const minutes = (BUCKETS * BUCKET_SECONDS) / 60;
     chart.setAttribute("aria-label", `${arrivals.length} articles in the last ${minutes} minutes`);
   };

@@ -1,0 +1,235 @@
+"""The extension: mechanism for the classes of `sse_channel`, which are what to use."""
+
+from collections.abc import Awaitable, Callable
+from queue import Empty
+from typing import Any, Final, final
+
+from typing_extensions import Self, disjoint_base
+
+from .queue import ClientQueue
+from .stream import EventStream
+
+__all__ = [
+    "HEARTBEAT",
+    "RESET_EVENT",
+    "Channel",
+    "ChannelClosed",
+    "Client",
+    "Parking",
+    "Queue",
+    "Stream",
+    "__version__",
+    "close_all",
+    "encode_frame",
+    "figures",
+    "forked",
+    "register",
+]
+
+__version__: Final[str]
+
+HEARTBEAT: Final[bytes]
+"""What an idle stream carries: a comment, which browsers do not dispatch."""
+
+RESET_EVENT: Final[str]
+"""The event name that tells a client that it missed events it cannot be given."""
+
+class ChannelClosed(Empty):
+    """The queue is closed and nothing is left in it.
+
+    A subclass of ``queue.Empty``, so that loops that know only that end cleanly.
+    """
+
+@disjoint_base
+class Client:
+    """A client of a channel, whoever reads it."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it gets nothing more; what is left can still be read.
+
+        True in a process that was forked from the one that made it.
+        """
+
+    @property
+    def dropped(self) -> int:
+        """Events that it lost because it had no room for them."""
+
+    @property
+    def reset(self) -> str | None:
+        """Why it was not given exactly what came after its last event id; None if it was.
+
+        ``"too-old"``: history does not reach back so far. ``"future"``: the id is newer than the
+        newest event. ``"unknown"``: it is no id of ours.
+        """
+
+    def _park(self, parking: Parking, future: object, timeout: float | None) -> int | None:
+        """Have `parking` resume `future` when there is something, or after `timeout` seconds.
+
+        None when there is something already; then nothing is resumed.
+        """
+
+    def _unpark(self, parking: Parking, token: int) -> None:
+        """Take it back. A wake-up that it had got already is passed on to the next waiter."""
+
+@disjoint_base
+class Queue(Client):
+    """A client whose messages Python code takes: the reading side of `queue.Queue`."""
+
+    def __new__(cls, capacity: int, overflow: str) -> Self: ...
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the oldest message, waiting for one if `block`.
+
+        A thread waits with the GIL released, a greenlet lets its hub run others; in the main
+        thread, signals (Ctrl-C) interrupt the wait. What raises out of it leaves the message in
+        the queue.
+
+        Args:
+            block: whether to wait at all.
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            queue.Empty: nothing came within `timeout`, or there is nothing and `block` is false,
+                or it is called from a callback of gevent's hub, which cannot wait.
+            ChannelClosed: the queue is closed and nothing is left in it.
+            ValueError: a negative `timeout`.
+        """
+
+    def get_nowait(self) -> Any:
+        """Take the oldest message without waiting.
+
+        Raises:
+            queue.Empty: there is none.
+            ChannelClosed: the queue is closed and nothing is left in it.
+        """
+
+    def put_nowait(self, item: object) -> None:
+        """Put `item` into this queue alone.
+
+        Raises:
+            queue.Full: it holds `maxsize` messages, whatever the overflow policy.
+            ChannelClosed: it is closed.
+        """
+
+    def qsize(self) -> int:
+        """How many messages wait now."""
+
+    def empty(self) -> bool:
+        """Whether no message waits now."""
+
+    def full(self) -> bool:
+        """Whether the next message finds no room."""
+
+    @property
+    def maxsize(self) -> int:
+        """How many messages may wait, not counting those replayed by `listen`."""
+
+    def close(self) -> None:
+        """Stop listening, and wake who waits; twice is no error."""
+
+    def _tell_closed(self) -> bool:
+        """Whether a reader was told of the close before; from now on one was."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any:
+        """Take the oldest message, waiting for ever; the iteration ends with the close."""
+
+@disjoint_base
+class Stream(Client):
+    """A client whose frames a Python server takes."""
+
+    def __new__(cls, capacity: int, overflow: str, heartbeat: float | None) -> Self: ...
+    @property
+    def heartbeat(self) -> float | None:
+        """Seconds of idleness after which a comment is sent; None for never."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> bytes:
+        """One or more whole frames, waiting for them in the way of the caller, as `Queue.get`.
+
+        What is raised while it waits, or by the first payload's callable, ends the stream.
+        """
+
+    def close(self) -> None:
+        """End the stream at once: a waiting step ends, what waits is not sent."""
+
+    def _step(self) -> bytes | Callable[[], bytes | Awaitable[bytes]] | None:
+        """Without waiting: bytes (b"" for none yet), the first payload's callable, or the end."""
+
+    def _set_initial(self, initial: Callable[[], bytes | Awaitable[bytes]]) -> None:
+        """Set the callable that makes the first payload."""
+
+@final
+class Channel:
+    """A channel by name, or a private one without."""
+
+    def __new__(cls, name: str | None, history: int) -> Self: ...
+    @property
+    def name(self) -> str | None: ...
+    def publish(
+        self,
+        data: str | None,
+        *,
+        json: bool,
+        event: str | None,
+        retry: int | None,
+        comment: str | None,
+        limit: int,
+        message: object | None,
+    ) -> str:
+        """Encode, order and fan out an event; its id."""
+
+    def publish_object(self, message: object) -> str | None:
+        """Send an object without a wire form to queues; None, and nothing sent, if streams are
+        open."""
+
+    def listener_count(self) -> int: ...
+    def listeners(self) -> list[ClientQueue | EventStream]: ...
+    def has_listener(self, client: Client) -> bool: ...
+    def unlisten(self, client: Client) -> bool: ...
+    def figures(self) -> dict[str, Any]: ...
+
+@final
+class Parking:
+    """The greenlets or futures of one event loop that wait for a client."""
+
+    def __new__(cls) -> Self: ...
+    @property
+    def foreign(self) -> bool:
+        """Whether a process that this one was forked from made it."""
+
+    @property
+    def resumed(self) -> int:
+        """How many waiters were resumed so far."""
+
+    def fileno(self) -> int:
+        """The descriptor to watch for reading."""
+
+    def resume(self) -> None:
+        """Resume those who have something or whose time is up; the loop's reader callback."""
+
+    def __len__(self) -> int: ...
+
+def close_all() -> None:
+    """End every client of this process."""
+
+def encode_frame(
+    data: str | None,
+    *,
+    event: str | None,
+    retry: int | None,
+    comment: str | None,
+    limit: int,
+) -> bytes:
+    """The bytes of an event without an id."""
+
+def figures() -> dict[str, dict[str, Any]]:
+    """The figures of every named channel of this process."""
+
+def forked() -> None:
+    """Forget the parent's clients, timer and bells; called in a forked child."""
+
+def register(
+    listener: Client, channels: list[Channel], last_event_id: str | None, retry: int
+) -> str | None:
+    """Register with channels of one bus; why it does not get exactly what it missed, if so."""

@@ -1,0 +1,200 @@
+"""The Django response for a stream, on WSGI and ASGI.
+
+from sse_channel import sse_channel
+from sse_channel.django import EventStreamResponse
+
+def stream(request):
+    return EventStreamResponse(request, sse_channel)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
+from django.core.handlers.asgi import ASGIRequest
+from django.db import connections
+from django.http import HttpRequest, StreamingHttpResponse
+
+from .channel import SSEChannel
+from .stream import EventStream, open_stream
+
+__all__ = ["EventStreamResponse", "last_event_id_of"]
+
+
+class EventStreamResponse(StreamingHttpResponse):
+    """A stream of what is published to `channels`, from the moment it is made.
+
+    Works in synchronous and asynchronous views, under WSGI and ASGI. The stream ends, and stops
+    listening, when the client leaves, when the server closes the response, and at the
+    interpreter's exit. No database connection stays open while it waits: those that the request
+    opened are closed when the streaming begins (not inside `atomic`, as in a `TestCase`), and so
+    are those that `initial` opens.
+
+    A HEAD request gets the headers and no stream.
+
+    Args:
+        request: the request that is answered. Its ``Last-Event-ID`` header, or
+            ``?last_event_id=`` or ``?lastEventId=`` in the URL (browsers cannot set headers on a
+            first connect), tells where the client goes on.
+        channels: one or more channels, or their names. Several share one stream and one order.
+        last_event_id: instead of what the request says.
+        heartbeat: seconds of idleness after which a comment is sent; None for never.
+        initial: the first payload; see `SSEChannel.stream`. A synchronous callable may use the
+            ORM under ASGI too.
+        status, headers: as for any response. The stream's own headers can be overridden, except
+            for the content type.
+
+    Raises:
+        TypeError: no channel, or something that is none.
+        ValueError: a `heartbeat` that is not more than 0 seconds, or a private channel (one
+            without a name) together with others.
+    """
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        *channels: SSEChannel | str,
+        last_event_id: str | None = None,
+        heartbeat: float | None = 10.0,
+        initial: Any = None,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        opened = [_channel(channel) for channel in channels]
+        if not opened:
+            raise TypeError("EventStreamResponse needs at least one channel")
+        is_asgi = isinstance(request, ASGIRequest)
+        if callable(initial):
+            initial = _without_connections(initial, is_asgi)
+        self._stream: EventStream | None = None
+        if request.method != "HEAD":
+            if last_event_id is None:
+                last_event_id = last_event_id_of(request)
+            self._stream = open_stream(
+                [channel._core for channel in opened],
+                capacity=opened[0]._capacity,
+                overflow=opened[0]._overflow,
+                last_event_id=last_event_id,
+                heartbeat=heartbeat,
+                initial=initial,
+            )
+        content = _Content(self._stream) if is_asgi else (self._stream or ())
+        super().__init__(
+            content, status=status, headers=headers, content_type="text/event-stream; charset=utf-8"
+        )
+        # no-transform: proxies must not compress, which would hold frames back.
+        self.headers.setdefault("Cache-Control", "no-cache, no-transform")
+        # nginx passes each frame on at once.
+        self.headers.setdefault("X-Accel-Buffering", "no")
+        # GZipMiddleware asks the request, and its compressor would hold frames back.
+        request.META.pop("HTTP_ACCEPT_ENCODING", None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        _close_connections()
+        stream = self._stream
+        if stream is not None and getattr(self, "_iterator", None) is stream:
+            # No middleware wrapped it: the server pulls from the stream itself.
+            return stream
+        return super().__iter__()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        await _release_thread()
+        async for chunk in super().__aiter__():
+            yield chunk
+
+
+class _Content:
+    """The stream as an asynchronous iterable only, so that Django takes it for one."""
+
+    def __init__(self, stream: EventStream | None) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._stream is not None:
+            async with self._stream as stream:
+                async for chunk in stream:
+                    yield chunk
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+def last_event_id_of(request: HttpRequest) -> str | None:
+    """Where a request says that its client goes on, None when it begins.
+
+    The ``Last-Event-ID`` header first, then ``last_event_id`` and ``lastEventId`` of the URL. An
+    id from the header is newer: a browser that reconnects repeats the URL it was given.
+    """
+    return (
+        request.headers.get("Last-Event-ID")
+        or request.GET.get("last_event_id")
+        or request.GET.get("lastEventId")
+        or None
+    )
+
+
+def _channel(channel: SSEChannel | str) -> SSEChannel:
+    if isinstance(channel, str):
+        return SSEChannel(channel)
+    if isinstance(channel, SSEChannel):
+        return channel
+    raise TypeError(f"a channel must be an SSEChannel or its name, not {type(channel).__name__}")
+
+
+def _close_connections() -> None:
+    """Close this thread's database connections, which the waiting stream would keep."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+def _without_connections(initial: Callable[[], Any], is_asgi: bool) -> Callable[[], Any]:
+    """`initial`, and no database connection after it."""
+    if iscoroutinefunction(initial):
+
+        async def awaited() -> Any:
+            try:
+                return await initial()
+            finally:
+                await _release_thread()
+
+        return awaited
+
+    def called() -> Any:
+        try:
+            return initial()
+        finally:
+            _close_connections()
+
+    if not is_asgi:
+        return called
+
+    async def called_in_thread() -> Any:
+        try:
+            return await sync_to_async(called)()
+        finally:
+            await _release_thread()
+
+    return called_in_thread
+
+
+async def _release_thread() -> None:
+    """Close the request's connections, in the thread that has them, and end that thread.
+
+    Django keeps one thread per ASGI request for synchronous code, with its connections, until the
+    request ends: for a stream, one idle thread per client. The next synchronous call of the
+    request starts another.
+    """
+    context_of = getattr(SyncToAsync, "thread_sensitive_context", None)
+    executors = getattr(SyncToAsync, "context_to_thread_executor", None)
+    context = context_of.get(None) if context_of is not None else None
+    if context is None or executors is None:
+        await sync_to_async(_close_connections)()
+    elif context in executors:
+        await sync_to_async(_close_connections)()
+        executor = executors.pop(context, None)
+        if executor is not None:
+            executor.shutdown(wait=False)
