@@ -181,8 +181,10 @@ mod tests {
             ("a\n\n", "data: a\ndata: \ndata: \n\n"),
             ("\n", "data: \ndata: \n\n"),
             ("\r\n", "data: \ndata: \n\n"),
-            ("a\u{b}b\u{c}c\u{1c}d\u{1d}e\u{1e}f\u{85}g\u{2028}h\u{2029}i",
-             "data: a\u{b}b\u{c}c\u{1c}d\u{1d}e\u{1e}f\u{85}g\u{2028}h\u{2029}i\n\n"),
+            (
+                "a\u{b}b\u{c}c\u{1c}d\u{1d}e\u{1e}f\u{85}g\u{2028}h\u{2029}i",
+                "data: a\u{b}b\u{c}c\u{1c}d\u{1d}e\u{1e}f\u{85}g\u{2028}h\u{2029}i\n\n",
+            ),
             ("a\0b", "data: a\0b\n\n"),
             ("\u{feff}a", "data: \u{feff}a\n\n"),
             (":x", "data: :x\n\n"),
@@ -195,12 +197,8 @@ mod tests {
 
     #[test]
     fn fields_stand_in_one_order_and_absent_ones_leave_nothing() {
-        let all = Fields {
-            data: Some("d"),
-            event: Some("e"),
-            retry: Some(1500),
-            comment: Some("c\nc2"),
-        };
+        let all =
+            Fields { data: Some("d"), event: Some("e"), retry: Some(1500), comment: Some("c\nc2") };
         assert_eq!(frame(all), ": c\n: c2\nevent: e\nretry: 1500\ndata: d\n\n");
         let comment = Fields { comment: Some(""), ..Fields::default() };
         assert_eq!(frame(comment), ": \n\n");
@@ -251,9 +249,6 @@ mod tests {
     fn opening_and_reset() {
         let cursor = EventId { ms: 7, n: 1 };
         assert_eq!(opening(3000, cursor), "retry: 3000\nid: 7-1\n\n");
-        assert_eq!(
-            reset("too-old"),
-            "event: stream-reset\ndata: {\"reason\":\"too-old\"}\n\n"
-        );
+        assert_eq!(reset("too-old"), "event: stream-reset\ndata: {\"reason\":\"too-old\"}\n\n");
     }
 }

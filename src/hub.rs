@@ -426,10 +426,8 @@ mod tests {
         assert_eq!(registered, Registered { cursor: start, gap: Some(Gap::TooOld) });
         assert_eq!(texts(&old), ["1", "2"]);
         let future = EventId { ms: u64::MAX, n: 0 };
-        for (resume, gap) in [
-            (Resume::After(future), Gap::Future),
-            (Resume::Unknown, Gap::Unknown),
-        ] {
+        for (resume, gap) in [(Resume::After(future), Gap::Future), (Resume::Unknown, Gap::Unknown)]
+        {
             let (client, registered) = join(&hub, &[key], 9, resume)?;
             assert_eq!(registered.gap, Some(gap));
             assert!(registered.cursor > start && registered.cursor < future);

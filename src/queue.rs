@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::hub::{Hub, Membership};
 use crate::sync::lock;
-use crate::wake::{Token, WakeBatch, Waiter};
+use crate::wake::{Token, Waiter, WakeBatch};
 
 /// What reads a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ def stream(request):
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
@@ -80,9 +81,12 @@ class EventStreamResponse(StreamingHttpResponse):
                 heartbeat=heartbeat,
                 initial=initial,
             )
-        content = _Content(self._stream) if is_asgi else (self._stream or ())
+        self._content: Any = _AsyncContent(self._stream) if is_asgi else (self._stream or iter(()))
         super().__init__(
-            content, status=status, headers=headers, content_type="text/event-stream; charset=utf-8"
+            self._content,
+            status=status,
+            headers=headers,
+            content_type="text/event-stream; charset=utf-8",
         )
         # no-transform: proxies must not compress, which would hold frames back.
         self.headers.setdefault("Cache-Control", "no-cache, no-transform")
@@ -93,29 +97,41 @@ class EventStreamResponse(StreamingHttpResponse):
 
     def __iter__(self) -> Iterator[bytes]:
         _close_connections()
-        stream = self._stream
-        if stream is not None and getattr(self, "_iterator", None) is stream:
-            # No middleware wrapped it: the server pulls from the stream itself.
-            return stream
-        return super().__iter__()
+        if self._is_wrapped:
+            return super().__iter__()
+        # The server pulls from the stream itself, without a layer of Python for each frame.
+        content: Iterator[bytes] = self._content
+        return content
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         await _release_thread()
-        async for chunk in super().__aiter__():
-            yield chunk
+        content: Any = super().__aiter__() if self._is_wrapped else self._content
+        async with aclosing(content):
+            async for chunk in content:
+                yield chunk
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """Whether a middleware put its own iterator around the stream."""
+        return getattr(self, "_iterator", None) is not self._content
 
 
-class _Content:
-    """The stream as an asynchronous iterable only, so that Django takes it for one."""
+class _AsyncContent:
+    """The stream as an asynchronous iterator only, so that Django takes it for one."""
 
     def __init__(self, stream: EventStream | None) -> None:
         self._stream = stream
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._stream is not None:
-            async with self._stream as stream:
-                async for chunk in stream:
-                    yield chunk
+    def __aiter__(self) -> _AsyncContent:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._stream is None:
+            raise StopAsyncIteration
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._stream is not None:

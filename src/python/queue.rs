@@ -66,7 +66,8 @@ impl Queue {
     #[new]
     fn new(capacity: usize, overflow: &str) -> PyResult<PyClassInitializer<Self>> {
         let client = Client::new(Kind::Queue, capacity, overflow)?;
-        Ok(PyClassInitializer::from(client).add_subclass(Queue { told_closed: AtomicBool::new(false) }))
+        Ok(PyClassInitializer::from(client)
+            .add_subclass(Queue { told_closed: AtomicBool::new(false) }))
     }
 
     #[pyo3(signature = (block = true, timeout = None))]

@@ -153,9 +153,8 @@ impl Stream {
                 Step::Chunk(chunk) => return Ok(Some(chunk)),
                 Step::End => return Ok(None),
                 Step::Initial(initial) => initial.bind(py).call0().and_then(|first| {
-                    Ok(first.cast_into::<PyBytes>()?).map(|first| {
-                        Some(first).filter(|first| !first.as_bytes().is_empty())
-                    })
+                    Ok(first.cast_into::<PyBytes>()?)
+                        .map(|first| Some(first).filter(|first| !first.as_bytes().is_empty()))
                 }),
                 Step::Idle => wait::take(py, client, stream.heartbeat).map(|taken| match taken {
                     Taken::Event(event) => Some(stream.chunk(py, client, &event)),

@@ -1,0 +1,49 @@
+# `make` lists the targets. Everything runs in a virtual environment of its own, .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A build with the locked dependencies only, so that a test never meets others by chance.
+MATURIN := $(BIN)/maturin develop --release --locked --quiet
+# pyo3 and maturin must mean the same interpreter, whatever is first on the PATH.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+$(BIN)/pip:
+	@scripts/make-venv "$(PYTHON)" "$(VENV)"
+
+$(VENV)/.%: pyproject.toml | $(BIN)/pip
+	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1' 'maturin>=1.9,<2'
+	@$(BIN)/pip install --quiet --group $*
+	@touch $@
+
+build: | $(BIN)/pip $(VENV)/.demo ## Build the extension into .venv
+	$(MATURIN)
+
+demo: build ## Build, migrate, serve the news example and submit articles to it
+	@$(BIN)/python scripts/demo.py
+
+test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: ARGS="-k name")
+	cargo test --quiet --locked --no-default-features
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a core that knows no Python
+	cargo fmt --check
+	cargo clippy --quiet --locked --no-default-features --all-targets -- -D warnings
+	cargo clippy --quiet --locked --release -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy python/sse_channel
+	cd docs && ../$(BIN)/python -m mypy.stubtest sse_channel._sse_channel
+
+bench: build $(VENV)/.bench ## Publish to 10,000 queues, beside the peers, in one run
+	$(BIN)/python benches/queues.py
+
+clean: ## Remove what was built
+	rm -rf $(VENV) target python/sse_channel/*.so
