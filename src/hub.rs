@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -253,6 +253,17 @@ impl Hub {
     /// The figures of all channels, in the order of their first mention.
     pub fn all_figures(&self) -> Vec<ChannelFigures> {
         lock(&self.state).channels.iter().map(Channel::figures).collect()
+    }
+}
+
+impl Drop for Hub {
+    /// A private channel is gone: its queues can be read still, but nobody listens any more. A
+    /// queue's object holds its client, so the client must let go of the object.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let clients = state.channels.iter().flat_map(|channel| channel.clients.iter());
+        let owners: Vec<_> = clients.filter_map(|(_, client)| client.disown()).collect();
+        drop(owners);
     }
 }
 

@@ -335,6 +335,11 @@ impl Client {
         (std::mem::take(&mut state.memberships), state.owner.take())
     }
 
+    /// Lets go of the binding's object, without an end.
+    pub(crate) fn disown(&self) -> Option<Attachment> {
+        lock(&self.state).owner.take()
+    }
+
     /// Parks a waiter, unless there is something to look at.
     pub fn park(&self, waiter: Waiter) -> Parked {
         let mut state = lock(&self.state);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyString;
+use pyo3::types::PyWeakrefReference;
 
 use crate::python::client::Client;
 use crate::python::parking::Parking;
@@ -17,31 +17,43 @@ use crate::wake::Token;
 struct Gevent {
     get_hub_if_exists: Py<PyAny>,
     getcurrent: Py<PyAny>,
+    /// Keeps the parking of each thread's hub, weakly named: gevent never frees a hub, and a later
+    /// one must not be taken for it. A thread-local of Python, not of Rust, whose destructors run
+    /// without the interpreter.
+    thread_local: Py<PyAny>,
 }
 
 static GEVENT: PyOnceLock<Gevent> = PyOnceLock::new();
 
+/// What is used of gevent, once somebody has imported it.
+fn gevent(py: Python<'_>) -> PyResult<Option<&Gevent>> {
+    if let Some(gevent) = GEVENT.get(py) {
+        return Ok(Some(gevent));
+    }
+    let modules = py.import("sys")?.getattr(intern!(py, "modules"))?;
+    if !modules.contains(intern!(py, "gevent.hub"))? {
+        return Ok(None);
+    }
+    let gevent = GEVENT.get_or_try_init(py, || {
+        // The interpreter's own, whether the patched one is the greenlets' or not.
+        let original = py.import("gevent.monkey")?.getattr("get_original")?;
+        let thread_local = original.call1(("_thread", "_local"))?.call0()?;
+        PyResult::Ok(Gevent {
+            get_hub_if_exists: py
+                .import("gevent._hub_local")?
+                .getattr("get_hub_if_exists")?
+                .unbind(),
+            getcurrent: py.import("greenlet")?.getattr("getcurrent")?.unbind(),
+            thread_local: thread_local.unbind(),
+        })
+    })?;
+    Ok(Some(gevent))
+}
+
 /// The hub of this thread, if gevent was imported and runs here.
 #[inline(never)]
-fn hub(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    let gevent = match GEVENT.get(py) {
-        Some(gevent) => gevent,
-        None => {
-            let modules = py.import("sys")?.getattr(intern!(py, "modules"))?;
-            if !modules.contains(intern!(py, "gevent.hub"))? {
-                return Ok(None);
-            }
-            GEVENT.get_or_try_init(py, || {
-                PyResult::Ok(Gevent {
-                    get_hub_if_exists: py
-                        .import("gevent._hub_local")?
-                        .getattr("get_hub_if_exists")?
-                        .unbind(),
-                    getcurrent: py.import("greenlet")?.getattr("getcurrent")?.unbind(),
-                })
-            })?
-        }
-    };
+pub fn hub(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let Some(gevent) = gevent(py)? else { return Ok(None) };
     let hub = gevent.get_hub_if_exists.bind(py).call0()?;
     Ok((!hub.is_none()).then_some(hub))
 }
@@ -106,32 +118,40 @@ impl<'py> Greenlet<'py> {
         let Some(token) = client.park(parking.get(), current, deadline)? else {
             return Ok(None);
         };
-        parking.get().keep_loop_while_waiting(self.hub.py())?;
+        parking.get().watch_while_waiting(self.hub.py())?;
         Ok(Some((parking, token)))
     }
 
-    /// The hub's parking, made at the first wait and kept by the hub itself.
+    /// The hub's parking, made at its first wait.
     fn parking(&self) -> PyResult<Bound<'py, Parking>> {
-        let py = self.hub.py();
-        let name = intern!(py, "_sse_channel_parking");
-        if let Some(parking) = self.hub.getattr_opt(name)? {
-            let parking = parking.cast_into::<Parking>()?;
-            if !parking.get().is_foreign() {
-                return Ok(parking);
-            }
+        match parking_of(&self.hub)? {
+            Some(parking) if !parking.get().is_foreign() => Ok(parking),
+            _ => self.new_parking(),
         }
-        self.new_parking(name)
     }
 
     #[cold]
     #[inline(never)]
-    fn new_parking(&self, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, Parking>> {
+    fn new_parking(&self) -> PyResult<Bound<'py, Parking>> {
         let py = self.hub.py();
         let parking = py.get_type::<Parking>().call0()?.cast_into::<Parking>()?;
-        Parking::watch(&parking, &self.hub)?;
-        self.hub.setattr(name, &parking)?;
+        Parking::bind(&parking, &self.hub)?;
+        let hub = PyWeakrefReference::new(&self.hub)?;
+        let here = gevent(py)?.map(|gevent| gevent.thread_local.bind(py));
+        here.map_or(Ok(()), |here| here.setattr(intern!(py, "parking"), (hub, &parking)))?;
         Ok(parking)
     }
+}
+
+/// The parking of this thread's hub, if there is one and that is it.
+fn parking_of<'py>(hub: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, Parking>>> {
+    let py = hub.py();
+    let Some(gevent) = gevent(py)? else { return Ok(None) };
+    let here = gevent.thread_local.bind(py).getattr_opt(intern!(py, "parking"))?;
+    let Some(here) = here else { return Ok(None) };
+    let (of, parking) = here.extract::<(Bound<'_, PyWeakrefReference>, Bound<'_, Parking>)>()?;
+    let is_its = of.upgrade().is_some_and(|known| known.is(hub));
+    Ok(is_its.then_some(parking))
 }
 
 /// Killed, timed out by gevent, or switched to by a stranger: not by us.
@@ -139,7 +159,7 @@ impl<'py> Greenlet<'py> {
 #[inline(never)]
 fn gave_up(client: &Client, parking: &Bound<'_, Parking>, token: Token) -> PyResult<()> {
     client.unpark(parking.get(), token);
-    parking.get().keep_loop_while_waiting(parking.py())
+    parking.get().watch_while_waiting(parking.py())
 }
 
 /// `greenlet.switch`, looked up once: a greenlet's own attributes are cold memory.
@@ -173,8 +193,5 @@ pub fn forked(py: Python<'_>) -> PyResult<()> {
         return Ok(());
     }
     let Some(hub) = hub(py)? else { return Ok(()) };
-    match hub.getattr_opt(intern!(py, "_sse_channel_parking"))? {
-        Some(parking) => parking.cast_into::<Parking>()?.get().unwatch(py),
-        None => Ok(()),
-    }
+    parking_of(&hub)?.map_or(Ok(()), |parking| parking.get().unwatch(py))
 }

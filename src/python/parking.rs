@@ -34,8 +34,8 @@ pub struct Parking {
     waiting: Mutex<Waiting>,
     resumed: AtomicU64,
     gevent: Mutex<Option<Gevent>>,
-    /// Whether the watcher keeps gevent's loop from ending.
-    keeps_loop: AtomicBool,
+    /// Whether gevent's watcher is started.
+    watching: AtomicBool,
 }
 
 #[derive(Default)]
@@ -58,8 +58,9 @@ impl Waiting {
 
 /// What a parking of greenlets holds of gevent.
 struct Gevent {
-    hub: Py<PyAny>,
     watcher: Py<PyAny>,
+    /// The watcher's callback, `Parking.resume`.
+    resume: Py<PyAny>,
 }
 
 impl Parking {
@@ -108,17 +109,16 @@ impl Parking {
         lock(&self.waiting).slots.is_empty()
     }
 
-    /// Binds it to a hub: one watcher, which does not keep the loop alive until somebody waits.
-    pub fn watch(slf: &Bound<'_, Parking>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Binds it to a hub, by one watcher.
+    pub fn bind(slf: &Bound<'_, Parking>, hub: &Bound<'_, PyAny>) -> PyResult<()> {
         const READ: i32 = 1;
         let py = slf.py();
-        let parking = slf.get();
         let event_loop = hub.getattr(intern!(py, "loop"))?;
-        let fd = parking.fileno();
-        let watcher = event_loop.call_method1(intern!(py, "io"), (fd, READ, false))?;
-        watcher.call_method1(intern!(py, "start"), (slf.getattr(intern!(py, "resume"))?,))?;
-        *lock(&parking.gevent) =
-            Some(Gevent { hub: hub.clone().unbind(), watcher: watcher.unbind() });
+        let watcher = event_loop.call_method1(intern!(py, "io"), (slf.get().fileno(), READ))?;
+        *lock(&slf.get().gevent) = Some(Gevent {
+            watcher: watcher.unbind(),
+            resume: slf.getattr(intern!(py, "resume"))?.unbind(),
+        });
         Ok(())
     }
 
@@ -132,16 +132,22 @@ impl Parking {
         Ok(())
     }
 
-    /// Lets the loop end when nobody waits here, and only then: a publish may come from a
-    /// thread that the loop knows nothing of.
-    pub fn keep_loop_while_waiting(&self, py: Python<'_>) -> PyResult<()> {
-        let keep = !self.nobody_waits();
-        if self.keeps_loop.swap(keep, Relaxed) == keep {
+    /// Has gevent's loop watch the bell while somebody waits, and only then. A started watcher
+    /// keeps the loop from ending, for a publish may come from a thread that the loop knows
+    /// nothing of; and it keeps itself and its hub alive.
+    pub fn watch_while_waiting(&self, py: Python<'_>) -> PyResult<()> {
+        let watch = !self.nobody_waits();
+        if self.watching.swap(watch, Relaxed) == watch {
             return Ok(());
         }
-        let watcher = lock(&self.gevent).as_ref().map(|gevent| gevent.watcher.clone_ref(py));
-        match watcher {
-            Some(watcher) => watcher.setattr(py, intern!(py, "ref"), keep),
+        let gevent = lock(&self.gevent)
+            .as_ref()
+            .map(|gevent| (gevent.watcher.clone_ref(py), gevent.resume.clone_ref(py)));
+        match gevent {
+            Some((watcher, resume)) if watch => {
+                watcher.call_method1(py, intern!(py, "start"), (resume,)).map(drop)
+            }
+            Some((watcher, _)) => watcher.call_method0(py, intern!(py, "stop")).map(drop),
             None => Ok(()),
         }
     }
@@ -157,7 +163,7 @@ impl Parking {
             waiting: Mutex::default(),
             resumed: AtomicU64::new(0),
             gevent: Mutex::new(None),
-            keeps_loop: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
         })
     }
 
@@ -188,7 +194,9 @@ impl Parking {
         if self.is_foreign() {
             return Ok(());
         }
-        let hub = lock(&self.gevent).as_ref().map(|gevent| gevent.hub.clone_ref(py));
+        let is_of_greenlets = lock(&self.gevent).is_some();
+        // A watcher's callback runs in its hub, in the thread of both.
+        let hub = if is_of_greenlets { greenlets::hub(py)? } else { None };
         {
             let mut waiting = lock(&self.waiting);
             waiting.turn.extend(self.wakeups.take());
@@ -196,7 +204,7 @@ impl Parking {
         }
         while let Some(waiter) = self.next_in_turn() {
             match &hub {
-                Some(hub) => greenlets::resume(waiter.bind(py), hub.bind(py))?,
+                Some(hub) => greenlets::resume(waiter.bind(py), hub)?,
                 None => {
                     if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
                         waiter.call_method1(py, intern!(py, "set_result"), (py.None(),))?;
@@ -207,14 +215,14 @@ impl Parking {
         if !lock(&self.waiting).turn.is_empty() {
             self.wakeups.ring();
         }
-        self.keep_loop_while_waiting(py)
+        self.watch_while_waiting(py)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         if let Ok(gevent) = self.gevent.try_lock() {
             if let Some(gevent) = gevent.as_ref() {
-                visit.call(&gevent.hub)?;
                 visit.call(&gevent.watcher)?;
+                visit.call(&gevent.resume)?;
             }
         }
         if let Ok(waiting) = self.waiting.try_lock() {

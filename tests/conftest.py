@@ -1,0 +1,86 @@
+"""What all tests share: Django configured once, and channels nobody else uses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import django
+import pytest
+from django.conf import settings
+
+from sse_channel import SSEChannel
+
+HERE = Path(__file__).parent
+PATIENCE = 30.0  # seconds for a condition that machines in a hurry reach in milliseconds
+_names = itertools.count()
+
+
+def pytest_configure() -> None:
+    settings.configure(
+        ALLOWED_HOSTS=["testserver"],
+        DATABASES={
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": "file:tests?mode=memory&cache=shared",
+                "OPTIONS": {"uri": True},
+            }
+        },
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
+        MIDDLEWARE=["django.middleware.gzip.GZipMiddleware"],
+        ROOT_URLCONF="urls",
+        SECRET_KEY="only for tests",
+        USE_TZ=True,
+    )
+    django.setup()
+
+
+@pytest.fixture
+def name() -> str:
+    """A channel's name that no other test uses."""
+    return f"test-{os.getpid()}-{next(_names)}"
+
+
+@pytest.fixture
+def channel(name: str) -> SSEChannel:
+    """A named channel without clients and history."""
+    return SSEChannel(name)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """Wait for a condition, and fail when it does not come."""
+
+    def wait(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+        deadline = time.monotonic() + patience
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {patience} s"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., str]:
+    """Run Python code in a process of its own; its output, after a clean exit."""
+
+    def run(code: str, *arguments: str, **environment: str) -> str:
+        path = tmp_path / "script.py"
+        path.write_text(code)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(path), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env={**os.environ, "PYTHONPATH": str(HERE), **environment},
+        )
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert not done.stderr, done.stderr
+        return done.stdout
+
+    return run

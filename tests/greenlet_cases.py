@@ -1,0 +1,405 @@
+"""Cases for gevent, each run in a process of its own: python greenlet_cases.py CASE [patched]."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if "patched" in sys.argv:
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import gc
+import queue
+import time
+
+import gevent
+import gevent.event
+import gevent.hub
+import gevent.monkey
+import gevent.queue
+import greenlet
+
+from sse_channel import ChannelClosed, SSEChannel, _sse_channel
+
+# A real thread, patched or not.
+start_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+real_sleep = gevent.monkey.get_original("time", "sleep")
+
+channel = SSEChannel("greenlets", capacity=100_000)
+
+
+def parking():
+    """The one parking of this process; those of the loops of other tests are elsewhere."""
+    return next(each for each in gc.get_objects() if isinstance(each, _sse_channel.Parking))
+
+
+def join(*greenlets):
+    gevent.joinall(greenlets, timeout=60, raise_error=True)
+    assert all(each.dead for each in greenlets)
+
+
+def case_others_run_while_one_waits():
+    q, ticks = channel.listen(), []
+
+    def tick():
+        while len(ticks) < 100:
+            ticks.append(1)
+            gevent.sleep(0)
+        channel.publish("done")
+
+    gevent.spawn(tick)
+    assert q.get(timeout=60) == "done"
+    assert len(ticks) == 100
+
+
+def case_a_native_thread_wakes_greenlets():
+    q = channel.listen()
+    readers = [gevent.spawn(channel.listen().get) for _ in range(50)]
+    reader = gevent.spawn(q.get, timeout=60)
+    gevent.sleep(0.01)
+    start_thread(lambda: (real_sleep(0.1), channel.publish("thread")), ())
+    join(reader, *readers)
+    assert [each.value for each in (reader, *readers)] == ["thread"] * 51
+
+
+def case_a_greenlet_wakes_threads_and_loops():
+    import asyncio
+
+    got = []
+    queues = [channel.listen() for _ in range(2)]
+
+    def thread():
+        # No hub runs in this thread: it blocks, and only itself.
+        got.append(queues[0].get(timeout=60))
+
+    def loop():
+        async def main():
+            got.append(await queues[1].aget(timeout=60))
+
+        asyncio.new_event_loop().run_until_complete(main())
+
+    start_thread(thread, ())
+    if "patched" not in sys.argv:
+        start_thread(loop, ())
+    else:
+        queues[1].close()
+        got.append("greenlet")
+    gevent.sleep(0.2)
+    channel.publish("greenlet")
+    while len(got) < 2:
+        gevent.sleep(0.01)
+    assert got == ["greenlet"] * 2
+
+
+def case_timeouts_raise_either_empty_and_lose_nothing():
+    assert gevent.queue.Empty is queue.Empty
+    q = channel.listen()
+    start = time.monotonic()
+    try:
+        q.get(timeout=0.05)
+        raise AssertionError("nothing was published")
+    except gevent.queue.Empty:
+        assert time.monotonic() - start >= 0.05
+    for _ in range(20):
+        reader = gevent.spawn(q.get, timeout=0.02)
+        gevent.sleep(0.0199)
+        channel.publish("x")
+        reader.join(60)
+        # Either the reader has it or it is still there.
+        assert reader.value == "x" if reader.successful() else q.get_nowait() == "x"
+        assert q.empty()
+    q.put_nowait(1)
+    assert q.get(timeout=0) == 1
+
+
+def case_a_killed_wait_leaves_the_message_for_the_next():
+    q = channel.listen()
+    for late in (False, True):
+        first, second = gevent.spawn(q.get), gevent.spawn(q.get)
+        gevent.sleep(0)
+        channel.publish("x")
+        if late:
+            # Dead before the bell is heard, and after its own wake-up was due.
+            first.kill(block=False)
+        else:
+            first.kill()
+        join(second) if first.value != "x" else channel.publish("x")
+        join(second)
+        assert second.value == "x"
+        assert q.empty()
+    with gevent.Timeout(0.05, False):
+        q.get()
+    channel.publish("y")
+    assert q.get_nowait() == "y"
+
+
+def case_only_those_who_have_something_are_woken():
+    channels = [SSEChannel(f"greenlets-{number}") for number in range(20)]
+    readers = [gevent.spawn(each.listen().get, timeout=60) for each in channels]
+    gevent.sleep(0.01)
+    assert (len(parking()), parking().resumed) == (20, 0)
+    channels[7].publish("x")
+    readers[7].join(60)
+    assert readers[7].value == "x"
+    gevent.sleep(0.05)
+    assert (len(parking()), parking().resumed) == (19, 1)
+    gevent.killall(readers)
+    assert len(parking()) == 0
+
+
+def case_ten_thousand_waiting_cost_one_descriptor_and_one_thread():
+    def count(what):
+        return len(os.listdir(f"/proc/self/{what}"))
+
+    gevent.sleep(0)
+    descriptors, threads = count("fd"), count("task")
+    queues = [channel.listen() for _ in range(10_000)]
+    readers = [gevent.spawn(q.get, timeout=100) for q in queues]
+    gevent.sleep(0.01)
+    assert count("fd") - descriptors <= 1
+    # The timer's.
+    assert count("task") - threads <= 1
+    channel.publish("x")
+    join(*readers)
+    assert all(each.value == "x" for each in readers)
+
+
+def case_messages_of_many_publishers_arrive_once_and_in_order():
+    got = [[] for _ in range(50)]
+
+    def read(q, mine):
+        while len(mine) < 400:
+            mine.append(q.get(timeout=60))
+
+    readers = [gevent.spawn(read, channel.listen(), mine) for mine in got]
+    gevent.sleep(0)
+
+    def publish(who):
+        for number in range(100):
+            channel.publish([who, number])
+            if number % 7 == 0:
+                gevent.sleep(0)
+
+    start_thread(publish, ("thread",)) if "patched" not in sys.argv else gevent.spawn(publish, "t")
+    for who in range(3):
+        gevent.spawn(publish, who)
+    join(*readers)
+    assert all(mine == got[0] for mine in got)
+    by_publisher = {}
+    for who, number in got[0]:
+        by_publisher.setdefault(str(who), []).append(number)
+    assert list(by_publisher.values()) == [list(range(100))] * 4
+
+
+def case_the_loop_lives_while_somebody_waits_and_ends_after():
+    q = channel.listen()
+    start_thread(lambda: (real_sleep(0.2), channel.publish("late")), ())
+    # Without a watcher that counts, the hub would find nothing to wait for: LoopExit.
+    assert q.get() == "late"
+    with gevent.Timeout(0.01, False):
+        q.get()
+    assert gevent.wait(timeout=30), "nobody waits, and the loop would not end"
+
+
+def case_a_callback_of_the_hub_does_not_wait():
+    q, seen = channel.listen(), []
+
+    def callback():
+        try:
+            q.get(timeout=60)
+        except queue.Empty:
+            seen.append("empty")
+
+    gevent.get_hub().loop.run_callback(callback)
+    gevent.sleep(0.01)
+    assert seen == ["empty"]
+    channel.publish("x")
+    gevent.get_hub().loop.run_callback(lambda: seen.append(q.get()))
+    gevent.sleep(0.01)
+    assert seen == ["empty", "x"]
+
+
+def case_an_error_after_the_wait_is_reported_and_the_others_go_on():
+    class Failure(Exception):
+        pass
+
+    reported = []
+    gevent.get_hub().handle_error = lambda context, kind, value, tb: reported.append(kind)
+
+    def read(q):
+        q.get(timeout=60)
+        raise Failure
+
+    raw = [greenlet.greenlet(read, gevent.get_hub()) for _ in range(3)]
+    for each in raw:
+        gevent.get_hub().loop.run_callback(each.switch, channel.listen())
+    readers = [gevent.spawn(channel.listen().get, timeout=60) for _ in range(3)]
+    failing = [gevent.spawn(read, channel.listen()) for _ in range(3)]
+    gevent.sleep(0.01)
+    channel.publish("x")
+    gevent.joinall(readers + failing, timeout=60)
+    assert [each.value for each in readers] == ["x"] * 3
+    assert all(isinstance(each.exception, Failure) for each in failing)
+    assert reported == [Failure] * 6
+    assert len(parking()) == 0
+
+
+def case_a_close_wakes_and_a_closed_queue_does_not_spin():
+    q = channel.listen()
+    ends = []
+
+    def read():
+        try:
+            q.get()
+        except ChannelClosed:
+            ends.append(1)
+
+    readers = [gevent.spawn(read) for _ in range(3)]
+    gevent.sleep(0.01)
+    channel.unlisten(q)
+    join(*readers)
+    assert ends == [1, 1, 1]
+    start, ticks = time.monotonic(), []
+    ticker = gevent.spawn(lambda: [(ticks.append(1), gevent.sleep(0)) for _ in range(100)])
+    try:
+        q.get(timeout=0.1)
+        raise AssertionError("it is closed")
+    except queue.Empty:
+        assert time.monotonic() - start >= 0.1
+    join(ticker)
+
+
+def case_streams_wait_as_queues_do():
+    def read():
+        stream = channel.stream(heartbeat=0.05)
+        return [next(stream) for _ in range(3)]
+
+    readers = [gevent.spawn(read) for _ in range(20)]
+    gevent.sleep(0.01)
+    channel.publish("x")
+    join(*readers)
+    for each in readers:
+        opening, event, heartbeat = each.value
+        assert opening.startswith(b"retry: ")
+        assert event.endswith(b"\ndata: x\n\n")
+        assert heartbeat == b": heartbeat\n\n"
+    assert len(channel.listeners) == 0
+    waiting = channel.stream(heartbeat=None)
+    next(waiting)
+    killed = gevent.spawn(next, waiting)
+    gevent.sleep(0.01)
+    killed.kill()
+    assert len(channel.listeners) == 0
+
+
+def case_long_work_of_woken_greenlets_lets_the_loop_serve_others():
+    """Woken greenlets share turns with the loop's other work."""
+    spins = []
+
+    def read(q):
+        q.get(timeout=60)
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass
+        spins.append(1)
+
+    readers = [gevent.spawn(read, channel.listen()) for _ in range(200)]
+    gevent.sleep(0.01)
+    seen = []
+    pipe_read, pipe_write = os.pipe()
+    watcher = gevent.get_hub().loop.io(pipe_read, 1)
+    watcher.start(lambda: (seen.append(len(spins)), watcher.stop()))
+    os.write(pipe_write, b"x")
+    channel.publish("x")
+    join(*readers)
+    assert len(spins) == 200
+    assert seen
+    assert seen[0] < 200
+
+
+def case_hubs_of_several_threads_have_each_its_own_bell():
+    got, ready = [], []
+
+    def work():
+        readers = [gevent.spawn(channel.listen().get, timeout=60) for _ in range(10)]
+        gevent.sleep(0)
+        ready.append(1)
+        gevent.joinall(readers)
+        got.extend(each.value for each in readers)
+        gevent.get_hub().destroy(destroy_loop=True)
+
+    gevent.sleep(0)
+    for number in range(3):
+        start_thread(work, ())
+        # One at a time: hubs import while they are made, and patched import locks meet badly.
+        while len(ready) <= number:
+            gevent.sleep(0.01)
+    channel.publish("x")
+    while len(got) < 30:
+        gevent.sleep(0.01)
+    assert got == ["x"] * 30
+
+
+def case_a_destroyed_hub_leaves_no_descriptor():
+    def read(q):
+        try:
+            q.get(timeout=0.001)
+        except queue.Empty:
+            channel.unlisten(q)
+
+    def work(done):
+        gevent.spawn(read, channel.listen()).join()
+        gevent.get_hub().destroy(destroy_loop=True)
+        done.append(1)
+
+    def rounds(count):
+        for _ in range(count):
+            done = []
+            start_thread(work, (done,))
+            while not done:
+                real_sleep(0.002)
+        real_sleep(0.1)
+        gc.collect()
+
+    rounds(3)
+    before = len(os.listdir("/proc/self/fd"))
+    rounds(10)
+    assert len(os.listdir("/proc/self/fd")) <= before, os.listdir("/proc/self/fd")
+
+
+def case_a_forked_child_does_not_hear_its_parents_bell():
+    q = channel.listen()
+    reader = gevent.spawn(q.get, timeout=60)
+    gevent.sleep(0.01)
+    pid = gevent.os.fork() if "patched" in sys.argv else os.fork()
+    if pid == 0:
+        try:
+            # The child's own loop runs, with the parent's descriptor still in the family.
+            mine = channel.listen()
+            assert len(channel.listeners) == 1
+            other = gevent.spawn(mine.get, timeout=60)
+            gevent.sleep(0.3)
+            channel.publish("child")
+            other.join(60)
+            assert other.value == "child"
+            try:
+                q.get(timeout=60)
+            except ChannelClosed:
+                os._exit(0)
+        finally:
+            os._exit(1)
+    for number in range(20):
+        gevent.sleep(0.02)
+        channel.publish(number)
+        assert reader.get(timeout=30) == number
+        reader = gevent.spawn(q.get, timeout=60)
+        gevent.sleep(0)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+    reader.kill()
+
+
+if __name__ == "__main__":
+    globals()["case_" + sys.argv[1]]()

@@ -1,0 +1,215 @@
+"""Queues on asyncio, on every kind of loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import queue
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+from sse_channel import ChannelClosed, waiting
+
+
+class WithoutReaders(asyncio.SelectorEventLoop):
+    """A loop that cannot watch descriptors, as Windows' proactor loop."""
+
+    def add_reader(self, fd, callback, *args):
+        # The loop's own wake-up pipe is watched by another method.
+        raise NotImplementedError
+
+
+def uvloop_loop():
+    uvloop = pytest.importorskip("uvloop") if "CI" not in os.environ else __import__("uvloop")
+    return uvloop.new_event_loop()
+
+
+LOOPS = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop_loop,
+    "without add_reader": WithoutReaders,
+}
+
+
+@pytest.fixture(params=LOOPS)
+def run(request):
+    """Run a coroutine on each kind of loop."""
+
+    def run(coroutine):
+        loop = LOOPS[request.param]()
+        try:
+            return loop.run_until_complete(coroutine)
+        finally:
+            loop.close()
+
+    return run
+
+
+def test_a_publish_from_the_loop_a_thread_and_before_reaches_a_waiting_task(channel, run):
+    async def main():
+        q = channel.listen()
+        channel.publish("before")
+        assert await q.aget() == "before"
+        asyncio.get_running_loop().call_later(0.05, channel.publish, "loop")
+        assert await q.aget(timeout=30) == "loop"
+        thread = threading.Timer(0.05, channel.publish, ["thread"])
+        thread.start()
+        assert await q.aget() == "thread"
+        thread.join()
+
+    run(main())
+
+
+def test_timeouts_raise_empty_and_lose_nothing(channel, run):
+    async def main():
+        q = channel.listen()
+        start = time.monotonic()
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=0.05)
+        assert time.monotonic() - start >= 0.05
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=0)
+        with pytest.raises(ValueError, match="non-negative"):
+            await q.aget(timeout=-1)
+        channel.publish("x")
+        assert await q.aget(timeout=0) == "x"
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_cancelled_wait_leaves_the_message_for_the_next(channel, run, turns):
+    """However far the wake-up has come when the cancellation meets it."""
+
+    async def main():
+        q = channel.listen()
+        for number in range(50):
+            first, second = (asyncio.create_task(q.aget()) for _ in range(2))
+            await asyncio.sleep(0)
+            channel.publish(number)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            first.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                assert await first == number
+                channel.publish(number)
+            assert await asyncio.wait_for(second, 30) == number
+            assert q.empty()
+
+    run(main())
+
+
+def test_only_those_who_have_something_are_woken(name, run):
+    from sse_channel import SSEChannel
+
+    channels = [SSEChannel(f"{name}-{number}") for number in range(20)]
+
+    async def main():
+        tasks = [asyncio.create_task(each.listen().aget()) for each in channels]
+        await asyncio.sleep(0)
+        parking = waiting._parkings[asyncio.get_running_loop()]
+        assert (len(parking), parking.resumed) == (20, 0)
+        channels[7].publish("x")
+        assert await asyncio.wait_for(tasks[7], 30) == "x"
+        assert (len(parking), parking.resumed) == (19, 1)
+        assert not any(task.done() for task in tasks[:7] + tasks[8:])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len(parking) == 0
+
+    run(main())
+
+
+def test_iteration_ends_with_the_close(channel, run):
+    async def main():
+        q = channel.listen()
+        channel.publish(1)
+        channel.publish(2)
+        asyncio.get_running_loop().call_later(0.05, q.close)
+        assert [message async for message in q] == [1, 2]
+        with pytest.raises(ChannelClosed):
+            await q.aget()
+        # Later it waits, so that a loop that takes it for Empty does not spin.
+        start = time.monotonic()
+        with pytest.raises(ChannelClosed):
+            await q.aget(timeout=0.1)
+        # uvloop's clock ticks in milliseconds.
+        assert time.monotonic() - start > 0.09
+
+    run(main())
+
+
+def test_five_hundred_waiting_tasks_cost_one_descriptor_and_no_thread_each(channel, run):
+    async def main():
+        queues = [channel.listen() for _ in range(500)]
+        descriptors = len(os.listdir("/proc/self/fd"))
+        threads = len(os.listdir("/proc/self/task"))
+        tasks = [asyncio.create_task(q.aget(timeout=60)) for q in queues]
+        await asyncio.sleep(0.05)
+        assert len(os.listdir("/proc/self/fd")) - descriptors <= 1
+        # The timer's, and the bell's where the loop cannot watch it.
+        assert len(os.listdir("/proc/self/task")) - threads <= 2
+        channel.publish("x")
+        assert await asyncio.wait_for(asyncio.gather(*tasks), 30) == ["x"] * 500
+
+    run(main())
+
+
+def test_loops_in_several_threads_are_woken_each_by_its_own_bell(channel):
+    results = []
+    ready = threading.Barrier(5)
+
+    def work():
+        async def main():
+            q = channel.listen()
+            waiting_task = asyncio.create_task(q.aget(timeout=60))
+            await asyncio.sleep(0)
+            await asyncio.get_running_loop().run_in_executor(None, ready.wait)
+            results.append(await waiting_task)
+
+        asyncio.run(main())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    channel.publish("x")
+    for thread in threads:
+        thread.join(60)
+    assert results == ["x"] * 4
+
+
+def test_a_closed_loop_leaves_no_descriptor_and_no_object(channel):
+    async def main():
+        with contextlib.suppress(queue.Empty):
+            await channel.listen().aget(timeout=0.01)
+        return weakref.ref(asyncio.get_running_loop())
+
+    asyncio.run(main())
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    loops = [asyncio.run(main()) for _ in range(10)]
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [loop() for loop in loops] == [None] * 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_timed_waits_of_many_tasks_share_the_one_timer(channel):
+    async def main():
+        q = channel.listen()
+        tasks = [asyncio.create_task(q.aget(timeout=0.05 + n / 1000)) for n in range(50)]
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, queue.Empty) for each in done)
+
+    asyncio.run(main())
+    threads = len(os.listdir("/proc/self/task"))
+    asyncio.run(main())
+    assert len(os.listdir("/proc/self/task")) == threads
