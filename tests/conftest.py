@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from sse_channel import SSEChannel
 HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds for a condition that machines in a hurry reach in milliseconds
 _names = itertools.count()
+_directory = tempfile.TemporaryDirectory()
 
 
 def pytest_configure() -> None:
@@ -27,8 +29,8 @@ def pytest_configure() -> None:
         DATABASES={
             "default": {
                 "ENGINE": "django.db.backends.sqlite3",
-                "NAME": "file:tests?mode=memory&cache=shared",
-                "OPTIONS": {"uri": True},
+                # In a file: Django never closes a connection to a database in memory.
+                "NAME": Path(_directory.name) / "tests.sqlite3",
             }
         },
         INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
@@ -38,6 +40,10 @@ def pytest_configure() -> None:
         USE_TZ=True,
     )
     django.setup()
+
+
+def pytest_unconfigure() -> None:
+    _directory.cleanup()
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ def test_several_threads_share_a_queue_without_loss_or_double(channel):
         channel.publish(None)
     for reader in readers:
         reader.join(60)
-    assert sorted(sum(got, [])) == list(range(900))
+    assert sorted(message for mine in got for message in mine) == list(range(900))
     assert all(mine == sorted(mine) for mine in got)
 
 
@@ -315,5 +315,3 @@ print(len(os.listdir("/proc/self/fd")) - descriptors, resident() - memory,
     assert (descriptors, threads, listeners) == (0, 1, 0)
     # 20,000 clients: less than a page each hundred.
     assert memory < 1 << 20
-
-

@@ -313,16 +313,15 @@ def test_an_asynchronous_first_payload_is_awaited(channel):
 def test_every_asynchronous_ending_unlistens(channel, ending):
     async def main():
         stream = channel.stream(heartbeat=None)
-        chunks = []
+        started = asyncio.Event()
 
         async def consume():
             async with contextlib.aclosing(stream):
-                async for chunk in stream:
-                    chunks.append(chunk)
+                async for _ in stream:
+                    started.set()
 
         task = asyncio.create_task(consume())
-        while not chunks:
-            await asyncio.sleep(0.01)
+        await started.wait()
         if ending == "cancel":
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

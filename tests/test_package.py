@@ -1,0 +1,169 @@
+"""The package as others meet it: import, configuration, what it needs and does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+import sse_channel
+from sse_channel import configure
+from sse_channel.config import options
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_importing_needs_neither_django_nor_gevent_and_starts_nothing(script):
+    script(
+        """
+import os, sys, threading
+for name in ("django", "gevent", "greenlet", "asgiref", "redis"):
+    sys.modules[name] = None
+descriptors = set(os.listdir("/proc/self/fd"))
+import sse_channel
+assert set(os.listdir("/proc/self/fd")) == descriptors
+assert len(os.listdir("/proc/self/task")) == 1
+q = sse_channel.sse_channel.listen()
+sse_channel.sse_channel.publish({"a": 1})
+assert q.get(timeout=1) == {"a": 1}
+assert len(os.listdir("/proc/self/task")) == 1
+"""
+    )
+
+
+def test_importing_imports_neither(script):
+    out = script(
+        "import sys, sse_channel\n"
+        "print([name for name in ('django', 'gevent', 'greenlet') if name in sys.modules])"
+    )
+    assert out == "[]\n"
+
+
+def test_everything_that_it_exports_is_there():
+    assert "sse_channel" in sse_channel.__all__
+    missing = [name for name in sse_channel.__all__ if not hasattr(sse_channel, name)]
+    assert missing == []
+
+
+@pytest.fixture
+def fresh_options(monkeypatch):
+    """Options as a process reads them that configured nothing."""
+    monkeypatch.setattr(sse_channel.config, "_configured", {})
+    monkeypatch.setattr(sse_channel.config, "_in_force", None)
+
+
+def test_options_come_from_configure_then_environment_then_settings(
+    fresh_options, monkeypatch, settings_with
+):
+    assert options() == ("memory://", 1 << 20, 3000)
+    settings_with({"RETRY": 1, "MAX_EVENT_BYTES": 11})
+    assert options() == ("memory://", 11, 1)
+    monkeypatch.setenv("SSE_CHANNEL_RETRY", "2")
+    sse_channel.config._in_force = None
+    assert options() == ("memory://", 11, 2)
+    configure(retry=3)
+    assert options() == ("memory://", 11, 3)
+    configure(bus="memory://")
+    assert options().retry == 3
+
+
+@pytest.fixture
+def settings_with(monkeypatch):
+    from django.conf import settings
+
+    def use(value):
+        monkeypatch.setattr(settings, "SSE_CHANNEL", value, raising=False)
+        sse_channel.config._in_force = None
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"bus": "redis://localhost"}, ValueError, "bus=.*'redis://localhost'"),
+        ({"bus": 7}, TypeError, "bus=.*URL"),
+        ({"retry": -1}, ValueError, "retry=.*at least 0"),
+        ({"retry": "3"}, TypeError, "retry=.*int"),
+        ({"max_event_bytes": 0}, ValueError, "max_event_bytes=.*at least 1"),
+        ({"max_event_bytes": True}, TypeError, "max_event_bytes=.*int"),
+    ],
+)
+def test_a_bad_option_is_named_and_changes_nothing(fresh_options, given, error, says):
+    before = options()
+    with pytest.raises(error, match=says):
+        configure(retry=given.pop("retry", 77), **given)
+    assert options() == before
+
+
+def test_a_bad_option_elsewhere_is_named_with_its_place(fresh_options, monkeypatch, settings_with):
+    settings_with({"RETRI": 1})
+    with pytest.raises(ValueError, match="no option 'RETRI'; the options are BUS"):
+        options()
+    settings_with({"RETRY": None})
+    with pytest.raises(TypeError, match=r"SSE_CHANNEL\['RETRY'\] in Django's settings"):
+        options()
+    settings_with([])
+    with pytest.raises(TypeError, match="must be a dict"):
+        options()
+    settings_with({})
+    monkeypatch.setenv("SSE_CHANNEL_RETRY", "soon")
+    with pytest.raises(ValueError, match="SSE_CHANNEL_RETRY must be a whole number, not 'soon'"):
+        options()
+    monkeypatch.setenv("SSE_CHANNEL_RETRY", "5")
+    monkeypatch.setenv("SSE_CHANNEL_BUS", "amqp://")
+    with pytest.raises(ValueError, match="environment variable SSE_CHANNEL_BUS is 'amqp://'"):
+        options()
+
+
+def test_settings_configured_after_an_early_use_still_count(script):
+    out = script(
+        """
+from django.conf import settings
+from sse_channel import sse_channel
+with sse_channel.stream() as stream:
+    print(next(stream).split()[1])
+settings.configure(SSE_CHANNEL={"RETRY": 5})
+with sse_channel.stream() as stream:
+    print(next(stream).split()[1])
+"""
+    )
+    assert out == "b'3000'\nb'5'\n"
+
+
+def test_every_public_method_of_the_extension_has_a_docstring_in_the_stub():
+    import ast
+
+    stub = ast.parse((ROOT / "python/sse_channel/_sse_channel.pyi").read_text())
+    missing = [
+        f"{each.name}.{method.name}"
+        for each in ast.walk(stub)
+        if isinstance(each, ast.ClassDef) and each.name in ("Client", "Queue", "Stream")
+        for method in each.body
+        if isinstance(method, ast.FunctionDef)
+        and not ast.get_docstring(method)
+        and method.name not in ("__new__", "__iter__")
+    ]
+    assert missing == []
+
+
+@pytest.mark.timeout(600)
+def test_pip_install_works_in_a_clean_virtual_environment(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {key: value for key, value in os.environ.items() if key != "PYO3_PYTHON"}
+    for command in (
+        [python, "-m", "pip", "install", "--quiet", ROOT],
+        [python, "-W", "error", "-c", "from sse_channel import sse_channel as c; "
+         "q = c.listen(); c.publish('x'); assert q.get(timeout=1) == 'x'"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=500
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    installed = list((tmp_path / "venv").glob("lib/python*/site-packages/sse_channel"))
+    kept = {path.name for path in installed[0].iterdir() if path.suffix != ".py"}
+    assert kept - {"__pycache__"} == {"_sse_channel.abi3.so", "_sse_channel.pyi", "py.typed"}
