@@ -13,6 +13,7 @@ if "patched" in sys.argv:
 import gc
 import queue
 import time
+import warnings
 
 import gevent
 import gevent.event
@@ -373,6 +374,8 @@ def case_a_forked_child_does_not_hear_its_parents_bell():
     q = channel.listen()
     reader = gevent.spawn(q.get, timeout=60)
     gevent.sleep(0.01)
+    # Python 3.12+ warns of what this case is about: the timer's thread.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     pid = gevent.os.fork() if "patched" in sys.argv else os.fork()
     if pid == 0:
         try:

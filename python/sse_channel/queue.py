@@ -45,6 +45,8 @@ class ClientQueue(_sse_channel.Queue):
             ChannelClosed: the queue is closed and nothing is left in it.
             ValueError: a negative `timeout`.
         """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"'timeout' must be a non-negative number of seconds, not {timeout}")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if not self.empty():

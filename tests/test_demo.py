@@ -1,0 +1,73 @@
+"""`make demo`, as far as make calls its script: it serves, submits, and stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+DEMO = Path(__file__).parent.parent / "scripts" / "demo.py"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_serves_articles_and_stops_cleanly(tmp_path, stop):
+    process = subprocess.Popen(
+        [sys.executable, str(DEMO)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "NEWS_BIND": "127.0.0.1:0", "NEWS_DB": str(tmp_path / "news.sqlite3")},
+        # CI systems may start tests with the interrupt ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        address = None
+        while address is None:
+            line = process.stdout.readline()
+            assert line, "the demo ended before it printed an address"
+            address = re.search(r"http://127\.0\.0\.1:\d+/news/", line)
+        payloads = []
+        with urllib.request.urlopen(address[0] + "stream/", timeout=60) as stream:
+            while len(payloads) < 3:
+                line = stream.readline()
+                assert line, "the stream ended"
+                if line.startswith(b"data: "):
+                    payloads.append(json.loads(line[6:]))
+        assert all(payload["article"]["headline"] for payload in payloads[1:])
+        with urllib.request.urlopen(address[0], timeout=60) as page:
+            assert f'data-id="{payloads[-1]["article"]["id"]}"'.encode() in page.read()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3, "gunicorn, its worker, and the submitter"
+        process.send_signal(stop)
+        assert process.wait(timeout=60) == 0
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_an_address_in_use_is_told_with_what_to_do(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, str(DEMO)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NEWS_BIND": f"127.0.0.1:{port}"},
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "make demo NEWS_BIND=" in done.stderr
