@@ -31,7 +31,8 @@ pub type ChannelKey = usize;
 /// A client's place in a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
-    channel: ChannelKey,
+    /// The channel.
+    pub channel: ChannelKey,
     place: usize,
 }
 
@@ -240,9 +241,8 @@ impl Hub {
     }
 
     /// Whether `client` is registered with the channel.
-    pub fn has_client(&self, channel: ChannelKey, client: &Arc<Client>) -> bool {
-        let state = lock(&self.state);
-        state.channels[channel].clients.iter().any(|entry| Arc::ptr_eq(entry.1, client))
+    pub fn has_client(self: &Arc<Self>, channel: ChannelKey, client: &Arc<Client>) -> bool {
+        client.is_member(self, channel)
     }
 
     /// The figures of one channel.
@@ -257,12 +257,14 @@ impl Hub {
 }
 
 impl Drop for Hub {
-    /// A private channel is gone: its queues can be read still, but nobody listens any more. A
-    /// queue's object holds its client, so the client must let go of the object.
+    /// A private channel is gone, and nobody can publish to it any more: its clients end after
+    /// what is left. (A queue's object holds its client, so the client must let go of the object.)
     fn drop(&mut self) {
+        let mut wakes = WakeBatch::default();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let clients = state.channels.iter().flat_map(|channel| channel.clients.iter());
-        let owners: Vec<_> = clients.filter_map(|(_, client)| client.disown()).collect();
+        let owners: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
+        wakes.flush();
         drop(owners);
     }
 }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
-use crate::hub::{Hub, Membership};
+use crate::hub::{ChannelKey, Hub, Membership};
 use crate::sync::lock;
 use crate::wake::{Token, Waiter, WakeBatch};
 
@@ -252,25 +252,35 @@ impl Client {
             return Delivery::Skipped;
         }
         let mut delivery = Delivery::Queued;
-        if self.is_full() {
-            self.dropped.fetch_add(1, Relaxed);
+        if self.is_full() && !self.is_about_to_have_room(&state) {
             match self.overflow {
-                Overflow::DropNewest => return Delivery::DroppedNewest,
+                Overflow::DropNewest => {
+                    self.dropped.fetch_add(1, Relaxed);
+                    return Delivery::DroppedNewest;
+                }
                 Overflow::Disconnect => {
+                    self.dropped.fetch_add(1, Relaxed);
                     state.close(wakes);
                     return Delivery::Disconnected;
                 }
+                // A reader may have emptied it meanwhile; then there is room.
                 Overflow::DropOldest => {
-                    // A reader may have emptied it meanwhile; then there is room.
                     if let Taken::Event(oldest) = self.take_locked(&mut state) {
+                        self.dropped.fetch_add(1, Relaxed);
                         discarded.push(oldest);
+                        delivery = Delivery::DroppedOldest;
                     }
-                    delivery = Delivery::DroppedOldest;
                 }
             }
         }
         self.push(&mut state, event, wakes);
         delivery
+    }
+
+    /// Whether the depth only counts what a blocked thread has received and is about to give.
+    #[cold]
+    fn is_about_to_have_room(&self, state: &State) -> bool {
+        self.receiver.len() + usize::from(state.front.is_some()) < self.limit.load(Relaxed)
     }
 
     /// Adds an event to this queue alone, whatever the policy.
@@ -298,9 +308,7 @@ impl Client {
             // This client holds a receiver, so the send cannot fail.
             let _ = sender.send(Arc::clone(event));
         }
-        if !state.waiters.is_empty() {
-            wakes.add(state.waiters.remove(0));
-        }
+        state.wake_one(wakes);
     }
 
     /// Registers it with a hub: what was missed first, which then is no overflow.
@@ -335,9 +343,10 @@ impl Client {
         (std::mem::take(&mut state.memberships), state.owner.take())
     }
 
-    /// Lets go of the binding's object, without an end.
-    pub(crate) fn disown(&self) -> Option<Attachment> {
-        lock(&self.state).owner.take()
+    /// Whether it is registered with a channel of `hub`.
+    pub fn is_member(&self, hub: &Arc<Hub>, channel: ChannelKey) -> bool {
+        let is_its = self.hub.get().is_some_and(|its| std::ptr::eq(its.as_ptr(), &raw const **hub));
+        is_its && lock(&self.state).memberships.iter().any(|its| its.channel == channel)
     }
 
     /// Parks a waiter, unless there is something to look at.
@@ -363,11 +372,21 @@ impl Client {
             let mine = |w: &Waiter| w.token == token && Arc::ptr_eq(&w.wakeups, wakeups);
             if let Some(at) = state.waiters.iter().position(mine) {
                 state.waiters.remove(at);
-            } else if !state.waiters.is_empty() && !self.is_empty() {
-                wakes.add(state.waiters.remove(0));
+            } else if !self.is_empty() {
+                state.wake_one(&mut wakes);
             }
         }
         wakes.flush();
+    }
+
+    /// The moment that `park` asked for could not be scheduled: the next waiter asks again.
+    pub fn disarm(&self) {
+        lock(&self.state).timer_at = None;
+    }
+
+    /// Whether the timer has to look after it at `at`; if not, an earlier moment stands.
+    pub fn is_due_at(&self, at: Instant) -> bool {
+        lock(&self.state).timer_at == Some(at)
     }
 
     /// Called by the timer at a moment scheduled before: wakes whose deadline has passed and
@@ -394,6 +413,17 @@ impl Client {
 }
 
 impl State {
+    /// Wakes the waiter that came first and whose loop still runs.
+    fn wake_one(&mut self, wakes: &mut WakeBatch) {
+        while !self.waiters.is_empty() {
+            let waiter = self.waiters.remove(0);
+            if !waiter.wakeups.is_closed() {
+                wakes.add(waiter);
+                return;
+            }
+        }
+    }
+
     fn close(&mut self, wakes: &mut WakeBatch) {
         self.sender = None;
         for waiter in std::mem::take(&mut self.waiters) {

@@ -28,7 +28,8 @@ pub struct Timer {
 
 #[derive(Debug)]
 struct Shared {
-    /// Held for a push or a pop; clients are looked after without it.
+    /// Held for a push, a pop or a sweep, and taken before a client's lock; clients are woken
+    /// without it.
     heap: Mutex<Heap>,
     earlier: Notify,
 }
@@ -43,6 +44,13 @@ struct Heap {
 struct Entry {
     at: Instant,
     client: Weak<Client>,
+}
+
+impl Entry {
+    /// Whether its client is there and no earlier moment has taken its place.
+    fn is_current(&self) -> bool {
+        self.client.upgrade().is_some_and(|client| client.is_due_at(self.at))
+    }
 }
 
 impl Ord for Entry {
@@ -91,7 +99,7 @@ impl Timer {
         let earliest = {
             let mut heap = lock(&self.shared.heap);
             if heap.entries.len() >= heap.sweep_at {
-                heap.entries.retain(|entry| entry.client.strong_count() > 0);
+                heap.entries.retain(Entry::is_current);
                 heap.sweep_at = SWEEP_FLOOR.max(2 * heap.entries.len());
             }
             let earliest = heap.entries.peek().is_none_or(|entry| at < entry.at);

@@ -5,6 +5,7 @@
 //! thousands of clients of one loop rings once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -70,17 +71,33 @@ pub struct Wakeups {
     bell: Bell,
     /// Tokens to be resumed. Held for a push or a take, never while anything runs.
     ready: Mutex<Vec<Token>>,
+    /// Set when nobody will ever hear the bell again.
+    closed: AtomicBool,
 }
 
 impl Wakeups {
     /// Takes one descriptor (two where a pipe serves).
     pub fn new() -> Result<Wakeups> {
-        Ok(Wakeups { bell: Bell::new()?, ready: Mutex::new(Vec::new()) })
+        Ok(Wakeups {
+            bell: Bell::new()?,
+            ready: Mutex::new(Vec::new()),
+            closed: AtomicBool::new(false),
+        })
     }
 
     /// The descriptor to watch for reading.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.bell.readable.as_fd()
+    }
+
+    /// The loop is gone: its waiters must not be given a wake-up that another could use.
+    pub fn close(&self) {
+        self.closed.store(true, Relaxed);
+    }
+
+    /// Whether the loop is gone.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
     }
 
     /// Makes `tokens` ready and rings if nothing was ready before.

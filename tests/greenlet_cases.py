@@ -372,7 +372,14 @@ def case_a_destroyed_hub_leaves_no_descriptor():
 
 def case_a_forked_child_does_not_hear_its_parents_bell():
     q = channel.listen()
-    reader = gevent.spawn(q.get, timeout=60)
+
+    def read():
+        try:
+            return q.get(timeout=60)
+        except ChannelClosed:
+            return "closed"
+
+    reader = gevent.spawn(read)
     gevent.sleep(0.01)
     # Python 3.12+ warns of what this case is about: the timer's thread.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -387,21 +394,55 @@ def case_a_forked_child_does_not_hear_its_parents_bell():
             channel.publish("child")
             other.join(60)
             assert other.value == "child"
-            try:
-                q.get(timeout=60)
-            except ChannelClosed:
-                os._exit(0)
+            assert reader.value == "closed"
+            os._exit(0)
         finally:
             os._exit(1)
     for number in range(20):
         gevent.sleep(0.02)
         channel.publish(number)
         assert reader.get(timeout=30) == number
-        reader = gevent.spawn(q.get, timeout=60)
+        reader = gevent.spawn(read)
         gevent.sleep(0)
-    _, status = os.waitpid(pid, 0)
-    assert status == 0
+    assert os.waitpid(pid, 0)[1] == 0
     reader.kill()
+
+
+def case_a_greenlet_that_waits_through_a_fork_ends_in_the_child():
+    q = channel.listen()
+    ends = []
+
+    def read():
+        try:
+            q.get(timeout=60)
+        except ChannelClosed:
+            ends.append("closed")
+
+    reader = gevent.spawn(read)
+    gevent.sleep(0.01)
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    pid = gevent.os.fork()
+    if pid == 0:
+        try:
+            reader.join(30)
+            os._exit(ends != ["closed"])
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    channel.publish("x")
+    join(reader)
+    assert ends == []
+
+
+def case_the_interpreter_ends_while_greenlets_wait():
+    for _ in range(3):
+        gevent.spawn(channel.listen().get)
+        gevent.spawn(list, channel.stream())
+    gevent.sleep(0.01)
+    # The main greenlet goes on from within the hub's callback, which never returns.
+    q = channel.listen()
+    start_thread(lambda: (real_sleep(0.05), channel.publish("x")), ())
+    assert q.get(timeout=60) == "x"
 
 
 if __name__ == "__main__":

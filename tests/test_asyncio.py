@@ -201,6 +201,43 @@ def test_a_closed_loop_leaves_no_descriptor_and_no_object(channel):
     assert [loop() for loop in loops] == [None] * 10
 
 
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_closed_over_waiting_tasks_is_let_go_of(channel, kind):
+    """With its descriptor and, where it has one, its thread; and it swallows no wake-up."""
+    q = channel.listen()
+
+    def close_over_a_waiting_task():
+        loop = LOOPS[kind]()
+        task = loop.create_task(q.aget())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        # Otherwise asyncio complains, rightly, that it is destroyed.
+        task._log_destroy_pending = False
+        return weakref.ref(loop)
+
+    def count():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    close_over_a_waiting_task()
+    before = count()
+    loops = [close_over_a_waiting_task() for _ in range(10)]
+
+    async def next_loop():
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=0.01)
+        reader = asyncio.create_task(q.aget())
+        await asyncio.sleep(0)
+        channel.publish("x")
+        assert await asyncio.wait_for(reader, 30) == "x"
+
+    asyncio.run(next_loop())
+    deadline = time.monotonic() + 30
+    while count() > before or sum(loop() is not None for loop in loops):
+        assert time.monotonic() < deadline, (before, count(), loops)
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_timed_waits_of_many_tasks_share_the_one_timer(channel):
     async def main():

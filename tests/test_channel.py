@@ -225,7 +225,8 @@ def test_the_size_limit_is_configurable_and_counts_bytes_of_the_wire(channel):
 
 
 def test_unlisten_twice_or_of_a_stranger_is_no_error(channel):
-    q, stranger = channel.listen(), SSEChannel().listen()
+    other = SSEChannel()
+    q, stranger = channel.listen(), other.listen()
     channel.unlisten(stranger)
     channel.unlisten(q)
     channel.unlisten(q)
@@ -295,6 +296,27 @@ def test_nothing_is_left_of_a_private_channel_and_its_clients():
     gc.collect()
     assert [each() for each in gone] == [None, None, None]
     stream.close()
+
+
+def test_the_clients_of_a_dropped_private_channel_end_after_what_is_left():
+    channel = SSEChannel()
+    q, stream, ends = channel.listen(), channel.stream(heartbeat=None), []
+    next(stream)
+    channel.publish("left")
+
+    def read():
+        try:
+            while True:
+                ends.append(q.get())
+        except ChannelClosed:
+            ends.append("closed")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    del channel
+    reader.join(30)
+    assert ends == ["left", "closed"]
+    assert [chunk.split(b"\n")[1] for chunk in stream] == [b"data: left"]
 
 
 def test_a_message_is_let_go_of_when_it_was_read_and_history_forgot_it():
@@ -417,7 +439,7 @@ def test_a_replay_longer_than_the_capacity_is_no_overflow(name):
 
 def test_last_event_id_must_be_text(channel):
     for call in (channel.listen, channel.stream):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="last_event_id must be a str, not int"):
             call(last_event_id=7)
     assert len(channel.listeners) == 0
 

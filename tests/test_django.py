@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 
 import pytest
+from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
+from django.contrib.contenttypes.models import ContentType
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
 from django.test import AsyncRequestFactory, Client, RequestFactory
@@ -254,6 +257,46 @@ def test_asgi_keeps_neither_a_connection_nor_a_thread_while_it_waits(name):
         asyncio.run(main())
     finally:
         connection_created.disconnect(remember)
+
+
+class AwaitableObject:
+    async def __call__(self):
+        return await sync_to_async(latest)()
+
+
+def latest():
+    return {"types": ContentType.objects.count()}
+
+
+async def alatest():
+    return {"types": await ContentType.objects.acount()}
+
+
+class RestRequest:
+    """As Django REST framework's: not Django's request, but it holds it."""
+
+    def __init__(self, request):
+        self._request = request
+
+    def __getattr__(self, name):
+        return getattr(self._request, name)
+
+
+@pytest.mark.parametrize("wrap", [lambda request: request, RestRequest], ids=["django", "rest"])
+@pytest.mark.parametrize(
+    "initial",
+    [latest, alatest, lambda: alatest(), AwaitableObject()],
+    ids=["plain", "async", "lambda", "object"],
+)
+def test_asgi_first_payloads_of_every_kind_may_use_the_database(name, initial, wrap):
+    async def main():
+        request = wrap(AsyncRequestFactory().get("/"))
+        response = EventStreamResponse(request, name, initial=initial)
+        async with contextlib.aclosing(aiter(response)) as chunks:
+            await anext(chunks)
+            return await anext(chunks)
+
+    assert re.fullmatch(rb'data: {"types":[0-9]+}\n\n', asyncio.run(main()))
 
 
 def test_asgi_head_ends_at_once(name):

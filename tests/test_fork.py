@@ -131,6 +131,31 @@ def test_timed_waits_on_a_loop_work_in_the_child(channel):
     assert in_child(wait_a_little) == 0
 
 
+def test_a_child_lets_go_of_its_parents_objects_without_touching_their_locks():
+    """The parent's threads wait on the clients that the child drops."""
+    channel = SSEChannel()
+    q = channel.listen()
+    stop = threading.Event()
+
+    def wait_shortly():
+        while not stop.is_set():
+            with pytest.raises(queue.Empty):
+                q.get(timeout=1e-6)
+
+    threads = [threading.Thread(target=wait_shortly) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    objects = [channel, q, channel.stream()]
+    del channel
+    try:
+        # The signal of in_child ends a child that is stuck.
+        assert [in_child(objects.clear) for _ in range(200)] == [0] * 200
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+
+
 def test_a_childs_child(channel):
     def work():
         channel.publish("child")

@@ -90,6 +90,8 @@ def settings_with(monkeypatch):
         ({"retry": "3"}, TypeError, "retry=.*int"),
         ({"max_event_bytes": 0}, ValueError, "max_event_bytes=.*at least 1"),
         ({"max_event_bytes": True}, TypeError, "max_event_bytes=.*int"),
+        ({"max_event_bytes": 1 << 63}, ValueError, "max_event_bytes=.*below"),
+        ({"retry": 1 << 70}, ValueError, "retry=.*below"),
     ],
 )
 def test_a_bad_option_is_named_and_changes_nothing(fresh_options, given, error, says):
@@ -122,8 +124,10 @@ def test_a_bad_option_elsewhere_is_named_with_its_place(fresh_options, monkeypat
 def test_settings_configured_after_an_early_use_still_count(script):
     out = script(
         """
-from django.conf import settings
 from sse_channel import sse_channel
+with sse_channel.stream() as stream:
+    print(next(stream).split()[1])
+from django.conf import settings
 with sse_channel.stream() as stream:
     print(next(stream).split()[1])
 settings.configure(SSE_CHANNEL={"RETRY": 5})
@@ -131,7 +135,7 @@ with sse_channel.stream() as stream:
     print(next(stream).split()[1])
 """
     )
-    assert out == "b'3000'\nb'5'\n"
+    assert out == "b'3000'\nb'3000'\nb'5'\n"
 
 
 def test_every_public_method_of_the_extension_has_a_docstring_in_the_stub():

@@ -190,6 +190,28 @@ def test_overflow_policies_keep_what_they_say_and_count(name, overflow, kept, dr
     assert stats["disconnected"]["overflow"] == int(closed)
 
 
+def test_a_message_that_a_blocked_reader_has_in_hand_takes_no_room(name):
+    """Nothing is counted as dropped that was not, however slowly the reader gets on."""
+    channel = SSEChannel(name, capacity=1)
+    q, got = channel.listen(), []
+
+    def read():
+        while (message := q.get(timeout=60)) is not None:
+            got.append(message)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(20_000):
+        channel.publish(number)
+        if number % 50 == 0:
+            time.sleep(0)
+    while reader.is_alive():
+        q.full() or channel.publish(None)
+        time.sleep(0.01)
+    reader.join()
+    assert len(got) + q.dropped == 20_000 + channel.stats()["published"] - 20_000 - 1 - q.qsize()
+
+
 def test_put_nowait_reaches_one_queue_until_it_is_full(name):
     channel = SSEChannel(name, capacity=2)
     q, other = channel.listen(), channel.listen()

@@ -150,6 +150,7 @@ def test_no_first_payload_for_none_and_for_a_client_that_resumes(channel):
         (lambda: 1 / 0, ZeroDivisionError),
         (lambda: object(), TypeError),
         (lambda: "\ud800", ValueError),
+        (lambda: next(iter([])), RuntimeError),
         (object(), TypeError),
     ],
 )
@@ -160,6 +161,26 @@ def test_a_first_payload_that_fails_ends_the_stream(channel, initial, error):
         next(stream)
     assert list(stream) == []
     assert len(channel.listeners) == 0
+
+    async def main():
+        stream = channel.stream(initial=initial)
+        await stream.__anext__()
+        with pytest.raises(error):
+            await stream.__anext__()
+        assert [chunk async for chunk in stream] == []
+        assert len(channel.listeners) == 0
+
+    asyncio.run(main())
+
+
+def test_an_asynchronous_first_payload_of_a_synchronous_stream_says_what_to_do(channel):
+    async def initial():
+        raise AssertionError("nobody can await it")
+
+    stream = channel.stream(initial=initial)
+    next(stream)
+    with pytest.raises(TypeError, match="make initial a plain function"):
+        next(stream)
 
 
 def close(stream):

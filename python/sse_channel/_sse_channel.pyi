@@ -37,7 +37,7 @@ RESET_EVENT: Final[str]
 class ChannelClosed(Empty):
     """The queue is closed and nothing is left in it.
 
-    A subclass of ``queue.Empty``, so that loops that know only that end cleanly.
+    A subclass of ``queue.Empty``, for code that catches only that.
     """
 
 @disjoint_base
@@ -153,11 +153,11 @@ class Stream(Client):
     def close(self) -> None:
         """End the stream at once: a waiting step ends, what waits is not sent."""
 
-    def _step(self) -> bytes | Callable[[], bytes | Awaitable[bytes]] | None:
+    def _step(self) -> bytes | Callable[[bool], bytes | Awaitable[bytes]] | None:
         """Without waiting: bytes (b"" for none yet), the first payload's callable, or the end."""
 
-    def _set_initial(self, initial: Callable[[], bytes | Awaitable[bytes]]) -> None:
-        """Set the callable that makes the first payload."""
+    def _set_initial(self, initial: Callable[[bool], bytes | Awaitable[bytes]]) -> None:
+        """Set the callable that makes the first payload; it is told whether it may be awaited."""
 
 @final
 class Channel:
@@ -207,6 +207,12 @@ class Parking:
 
     def resume(self) -> None:
         """Resume those who have something or whose time is up; the loop's reader callback."""
+
+    def ring(self) -> None:
+        """Ring the bell, for somebody who watches it in another way."""
+
+    def close(self) -> None:
+        """Let go of the waiters: their loop is closed, and will never resume them."""
 
     def __len__(self) -> int: ...
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from . import _sse_channel
 from .config import options
-from .event import encode_frame, envelope, to_fields
+from .event import check_text, encode_frame, envelope, to_fields
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
 from .waiting import close_clients_at_exit
@@ -25,7 +25,9 @@ class SSEChannel:
     With a name it is the same channel wherever that name is used; messages travel as JSON and are
     decoded at most once a process, so that all its queues get one shared object: treat it as
     read-only. Without a name it is private to this object and process, and queues get the very
-    object that was published.
+    object that was published. History keeps those objects alive (``history=0`` keeps none), and the
+    garbage collector does not see into it. When the last reference to a private channel is gone,
+    its clients are closed.
 
     Safe to use from any thread, greenlet or asyncio loop at any time. Publishing races with
     `listen` and `unlisten` so: a client gets exactly the events ordered after it was registered
@@ -148,6 +150,7 @@ class SSEChannel:
         Raises:
             TypeError: a `last_event_id` that is no `str`.
         """
+        check_text(last_event_id, "last_event_id")
         queue = ClientQueue(self._capacity, self._overflow)
         close_clients_at_exit()
         _sse_channel.register(queue, [self._core], last_event_id, 0)

@@ -31,8 +31,14 @@ class Options(NamedTuple):
     retry: int = 3000
 
 
+class _InForce(NamedTuple):
+    options: Options
+    # Read without Django's settings, they are read again once there are some.
+    with_django: bool
+
+
 _configured: dict[str, Any] = {}
-_in_force: Options | None = None
+_in_force: _InForce | None = None
 
 
 def configure(
@@ -74,31 +80,27 @@ def options() -> Options:
         TypeError, ValueError: an option that cannot be, named with the place that it came from.
     """
     global _in_force
-    if _in_force is None:
-        settings = _django_settings()
-        read: dict[str, Any] = {}
-        for name in Options._fields:
-            variable = f"SSE_CHANNEL_{name.upper()}"
-            if name in _configured:
-                read[name] = _configured[name]
-            elif variable in os.environ:
-                value = _from_text(name, os.environ[variable], variable)
-                read[name] = _check(name, value, f"the environment variable {variable}")
-            elif name.upper() in settings:
-                place = f"SSE_CHANNEL[{name.upper()!r}] in Django's settings"
-                read[name] = _check(name, settings[name.upper()], place)
-        if not _django_may_come():
-            # Django's settings may be configured after an early use; then they are read again.
-            _in_force = Options(**read)
-        else:
-            return Options(**read)
-    return _in_force
+    if _in_force is not None and (_in_force.with_django or not _django_is_configured()):
+        return _in_force.options
+    settings = _django_settings()
+    read: dict[str, Any] = {}
+    for name in Options._fields:
+        variable = f"SSE_CHANNEL_{name.upper()}"
+        if name in _configured:
+            read[name] = _configured[name]
+        elif variable in os.environ:
+            value = _from_text(name, os.environ[variable], variable)
+            read[name] = _check(name, value, f"the environment variable {variable}")
+        elif name.upper() in settings:
+            place = f"SSE_CHANNEL[{name.upper()!r}] in Django's settings"
+            read[name] = _check(name, settings[name.upper()], place)
+    _in_force = _InForce(Options(**read), _django_is_configured())
+    return _in_force.options
 
 
-def _django_may_come() -> bool:
-    """Whether Django is there and its settings are not."""
+def _django_is_configured() -> bool:
     conf = sys.modules.get("django.conf")
-    return conf is not None and not conf.settings.configured
+    return conf is not None and conf.settings.configured
 
 
 def _django_settings() -> dict[str, Any]:
@@ -146,6 +148,6 @@ def _check(name: str, value: object, place: str) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{place} must be an int, not {type(value).__name__}")
     smallest = {"max_event_bytes": 1, "retry": 0}[name]
-    if value < smallest:
-        raise ValueError(f"{place} must be at least {smallest}, not {value}")
+    if not smallest <= value < 1 << 63:
+        raise ValueError(f"{place} must be at least {smallest} and below 2**63, not {value}")
     return value

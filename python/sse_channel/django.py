@@ -9,6 +9,7 @@ def stream(request):
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -66,7 +67,8 @@ class EventStreamResponse(StreamingHttpResponse):
         opened = [_channel(channel) for channel in channels]
         if not opened:
             raise TypeError("EventStreamResponse needs at least one channel")
-        is_asgi = isinstance(request, ASGIRequest)
+        # Django REST framework's request holds Django's.
+        is_asgi = isinstance(getattr(request, "_request", request), ASGIRequest)
         if callable(initial):
             initial = _without_connections(initial, is_asgi)
         self._stream: EventStream | None = None
@@ -190,7 +192,9 @@ def _without_connections(initial: Callable[[], Any], is_asgi: bool) -> Callable[
 
     async def called_in_thread() -> Any:
         try:
-            return await sync_to_async(called)()
+            message = await sync_to_async(called)()
+            # A plain callable may give something to await all the same.
+            return await message if inspect.isawaitable(message) else message
         finally:
             await _release_thread()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
 from .config import options
-from .event import encode_frame
+from .event import check_text, encode_frame
 from .waiting import close_clients_at_exit, wait
 
 if TYPE_CHECKING:
@@ -54,9 +54,13 @@ class EventStream(_sse_channel.Stream):
             if step is None:
                 raise StopAsyncIteration
             if callable(step):
-                first = step()
-                if inspect.isawaitable(first):
-                    first = await first
+                try:
+                    first = step(True)
+                    if inspect.isawaitable(first):
+                        first = await first
+                except (StopIteration, StopAsyncIteration) as error:
+                    # As in a generator: it must not look like the end of the stream.
+                    raise RuntimeError(f"initial raised {type(error).__name__}") from error
                 if first:
                     return first
             elif step:
@@ -94,6 +98,7 @@ def open_stream(
     initial: Any,
 ) -> EventStream:
     """Make a stream and register it with `channels`, which must be of one bus."""
+    check_text(last_event_id, "last_event_id")
     stream = EventStream(capacity, overflow, heartbeat)
     close_clients_at_exit()
     gap = _sse_channel.register(stream, list(channels), last_event_id, options().retry)
@@ -103,8 +108,11 @@ def open_stream(
     return stream
 
 
-def _first_payload(initial: Any) -> Callable[[], bytes | Awaitable[bytes]]:
-    """Make the callable that gives the first payload's bytes, b"" for none."""
+def _first_payload(initial: Any) -> Callable[[bool], bytes | Awaitable[bytes]]:
+    """Make the callable that gives the first payload's bytes, b"" for none.
+
+    Its argument says whether somebody can await it.
+    """
 
     def frame(message: Any) -> bytes:
         return b"" if message is None else encode_frame(message)
@@ -112,8 +120,17 @@ def _first_payload(initial: Any) -> Callable[[], bytes | Awaitable[bytes]]:
     async def awaited(pending: Awaitable[Any]) -> bytes:
         return frame(await pending)
 
-    def first() -> bytes | Awaitable[bytes]:
+    def first(is_async: bool) -> bytes | Awaitable[bytes]:
         message = initial() if callable(initial) else initial
-        return awaited(message) if inspect.isawaitable(message) else frame(message)
+        if not inspect.isawaitable(message):
+            return frame(message)
+        if is_async:
+            return awaited(message)
+        if inspect.iscoroutine(message):
+            message.close()
+        raise TypeError(
+            "initial is asynchronous, but the stream is iterated synchronously; "
+            "make initial a plain function, or iterate with 'async for'"
+        )
 
     return first

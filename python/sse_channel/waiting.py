@@ -21,7 +21,6 @@ __all__ = ["wait"]
 _parkings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _sse_channel.Parking] = (
     weakref.WeakKeyDictionary()
 )
-_exit_hook_lock = threading.Lock()
 _exit_hook_set = False
 
 
@@ -47,6 +46,7 @@ async def wait(client: _sse_channel.Client, timeout: float | None) -> None:
 def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
     parking = _parkings.get(loop)
     if parking is None or parking.foreign:
+        _let_go_of_closed_loops()
         parking = _sse_channel.Parking()
         try:
             loop.add_reader(parking.fileno(), parking.resume)
@@ -56,9 +56,26 @@ def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
     return parking
 
 
+def _let_go_of_closed_loops() -> None:
+    """Forget the waiters of loops that were closed over them: they hold their loop."""
+    for loop, parking in list(_parkings.items()):
+        if loop.is_closed():
+            del _parkings[loop]
+            parking.close()
+
+
 def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.Parking) -> None:
-    """Watch the bell for a loop that cannot watch descriptors, from one thread per loop."""
+    """Watch the bell for a loop that cannot watch descriptors, from one thread per loop.
+
+    The thread ends with the loop: at its close, seen at the next ring, or when it is collected.
+    """
     handled = threading.Event()
+
+    def gone(_: object) -> None:
+        handled.set()
+        parking.ring()
+
+    weak = weakref.ref(loop, gone)
 
     def resume() -> None:
         handled.set()
@@ -70,10 +87,15 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
         while True:
             bell.poll()
             handled.clear()
+            alive = weak()
+            if alive is None:
+                return
             try:
-                loop.call_soon_threadsafe(resume)
+                alive.call_soon_threadsafe(resume)
             except RuntimeError:  # the loop is closed
                 return
+            del alive
+            # A loop that is closed before it got to it is collected, or let go of, later.
             handled.wait()
 
     threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
@@ -87,16 +109,14 @@ def close_clients_at_exit() -> None:
     global _exit_hook_set
     if _exit_hook_set:
         return
-    with _exit_hook_lock:
-        if _exit_hook_set:
-            return
-        # An executor joins its threads in a hook of the same kind, and the hooks run backwards:
-        # ours must be set after it, or the join would wait for a stream that never ends.
-        import concurrent.futures.thread  # noqa: F401
+    # Set before, not after: twice would be harmless, and a lock would be one more for forks.
+    _exit_hook_set = True
+    # An executor joins its threads in a hook of the same kind, and the hooks run backwards: ours
+    # must be set after it, or the join would wait for a stream that never ends.
+    import concurrent.futures.thread  # noqa: F401
 
-        # Not public, but the only moment before non-daemon threads are joined.
-        register = getattr(threading, "_register_atexit", atexit.register)
-        # Refused when the interpreter is at its end already: then there is nothing to arrange.
-        with contextlib.suppress(RuntimeError):
-            register(_sse_channel.close_all)
-        _exit_hook_set = True
+    # Not public, but the only moment before non-daemon threads are joined.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    # Refused when the interpreter is at its end already: then there is nothing to arrange.
+    with contextlib.suppress(RuntimeError):
+        register(_sse_channel.close_all)

@@ -56,6 +56,16 @@ impl Channel {
     }
 }
 
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let place = lock(&self.place).take();
+        if place.as_ref().is_some_and(|place| place.generation != process::generation()) {
+            // The parent's hub, and locks that a lost thread may hold.
+            std::mem::forget(place);
+        }
+    }
+}
+
 #[pymethods]
 impl Channel {
     #[new]

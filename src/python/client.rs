@@ -129,6 +129,7 @@ impl Client {
             Parked::Waiting { arm: None } => {}
             Parked::Waiting { arm: Some(at) } => {
                 if let Err(error) = self.schedule(at) {
+                    self.core.disarm();
                     self.unpark(parking, token);
                     return Err(error);
                 }
@@ -146,7 +147,9 @@ impl Client {
     /// Takes a waiter back, whether it was woken or not.
     pub fn unpark(&self, parking: &Parking, token: Token) {
         parking.remove(token);
-        self.core.unpark(token, parking.wakeups());
+        if !self.is_foreign() {
+            self.core.unpark(token, parking.wakeups());
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub fn channel_closed(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
             c"sse_channel.ChannelClosed",
             Some(
                 c"The queue is closed and nothing is left in it.\n\nA subclass of ``queue.Empty``, \
-                so that loops that know only that end cleanly.",
+                for code that catches only that.",
             ),
             Some(&base),
             None,

@@ -118,7 +118,10 @@ impl<'py> Greenlet<'py> {
         let Some(token) = client.park(parking.get(), current, deadline)? else {
             return Ok(None);
         };
-        parking.get().watch_while_waiting(self.hub.py())?;
+        if let Err(error) = parking.get().watch_while_waiting(self.hub.py()) {
+            client.unpark(parking.get(), token);
+            return Err(error);
+        }
         Ok(Some((parking, token)))
     }
 
@@ -193,5 +196,12 @@ pub fn forked(py: Python<'_>) -> PyResult<()> {
         return Ok(());
     }
     let Some(hub) = hub(py)? else { return Ok(()) };
-    parking_of(&hub)?.map_or(Ok(()), |parking| parking.get().unwatch(py))
+    let Some(parking) = parking_of(&hub)? else { return Ok(()) };
+    let event_loop = hub.getattr(intern!(py, "loop"))?;
+    for waiter in parking.get().unwatch(py)? {
+        // It finds that its client belongs to the parent.
+        let switch = waiter.getattr(py, intern!(py, "switch"))?;
+        event_loop.call_method1(intern!(py, "run_callback"), (switch,))?;
+    }
+    Ok(())
 }

@@ -122,14 +122,16 @@ impl Parking {
         Ok(())
     }
 
-    /// Ends the watching, in a forked child: a shared bell must be heard by the parent alone.
-    pub fn unwatch(&self, py: Python<'_>) -> PyResult<()> {
+    /// Ends the watching, in a forked child: a shared bell must be heard by the parent alone. Gives
+    /// the waiters, which would wait for it for ever.
+    pub fn unwatch(&self, py: Python<'_>) -> PyResult<Vec<Py<PyAny>>> {
         let gevent = lock(&self.gevent).take();
         if let Some(gevent) = gevent {
             gevent.watcher.call_method0(py, intern!(py, "stop"))?;
             gevent.watcher.call_method0(py, intern!(py, "close"))?;
         }
-        Ok(())
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        Ok(waiting.slots.into_iter().map(|(_, (_, waiter))| waiter).collect())
     }
 
     /// Has gevent's loop watch the bell while somebody waits, and only then. A started watcher
@@ -137,7 +139,7 @@ impl Parking {
     /// nothing of; and it keeps itself and its hub alive.
     pub fn watch_while_waiting(&self, py: Python<'_>) -> PyResult<()> {
         let watch = !self.nobody_waits();
-        if self.watching.swap(watch, Relaxed) == watch {
+        if self.watching.load(Relaxed) == watch {
             return Ok(());
         }
         let gevent = lock(&self.gevent)
@@ -145,11 +147,15 @@ impl Parking {
             .map(|gevent| (gevent.watcher.clone_ref(py), gevent.resume.clone_ref(py)));
         match gevent {
             Some((watcher, resume)) if watch => {
-                watcher.call_method1(py, intern!(py, "start"), (resume,)).map(drop)
+                watcher.call_method1(py, intern!(py, "start"), (resume,))?;
             }
-            Some((watcher, _)) => watcher.call_method0(py, intern!(py, "stop")).map(drop),
-            None => Ok(()),
+            Some((watcher, _)) => {
+                watcher.call_method0(py, intern!(py, "stop"))?;
+            }
+            None => {}
         }
+        self.watching.store(watch, Relaxed);
+        Ok(())
     }
 }
 
@@ -202,20 +208,32 @@ impl Parking {
             waiting.turn.extend(self.wakeups.take());
             waiting.turn_ends = Some(Instant::now() + TURN);
         }
+        let mut failure = Ok(());
         while let Some(waiter) = self.next_in_turn() {
-            match &hub {
-                Some(hub) => greenlets::resume(waiter.bind(py), hub)?,
-                None => {
-                    if !waiter.call_method0(py, intern!(py, "done"))?.is_truthy(py)? {
-                        waiter.call_method1(py, intern!(py, "set_result"), (py.None(),))?;
-                    }
-                }
-            }
+            let resumed = match &hub {
+                Some(hub) => greenlets::resume(waiter.bind(py), hub),
+                None => resolve(waiter.bind(py)),
+            };
+            // The others are resumed all the same.
+            failure = failure.and(resumed);
         }
         if !lock(&self.waiting).turn.is_empty() {
             self.wakeups.ring();
         }
+        failure?;
         self.watch_while_waiting(py)
+    }
+
+    /// Rings the bell, for somebody who watches it in another way.
+    fn ring(&self) {
+        self.wakeups.ring();
+    }
+
+    /// Lets go of the waiters: their loop is closed, and will never resume them.
+    fn close(&self) {
+        self.wakeups.close();
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        drop(waiting);
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -237,6 +255,21 @@ impl Parking {
         let _watcher = lock(&self.gevent).take();
         let _waiters = std::mem::take(&mut lock(&self.waiting).slots);
     }
+}
+
+impl Drop for Parking {
+    fn drop(&mut self) {
+        self.wakeups.close();
+    }
+}
+
+/// Lets the task go on that awaits a future.
+fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+    }
+    Ok(())
 }
 
 /// Called in a forked child: forgets the parent's clients, timer and bells.

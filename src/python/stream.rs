@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -104,6 +104,23 @@ impl Stream {
     }
 }
 
+/// The first payload's bytes, from its callable; none for an empty one.
+#[cold]
+fn first_payload<'py>(initial: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let py = initial.py();
+    let first = initial.call1((false,)).map_err(|raised| {
+        if !raised.is_instance_of::<PyStopIteration>(py) {
+            return raised;
+        }
+        // As in a generator: it must not look like the end of the stream.
+        let error = PyRuntimeError::new_err("initial raised StopIteration");
+        error.set_cause(py, Some(raised));
+        error
+    })?;
+    let first = first.cast_into::<PyBytes>()?;
+    Ok(Some(first).filter(|first| !first.as_bytes().is_empty()))
+}
+
 fn count(event: &Event) {
     if let Some(counters) = &event.counters {
         counters.delivered.fetch_add(1, Relaxed);
@@ -152,10 +169,7 @@ impl Stream {
             let stepped = match Stream::step(slf) {
                 Step::Chunk(chunk) => return Ok(Some(chunk)),
                 Step::End => return Ok(None),
-                Step::Initial(initial) => initial.bind(py).call0().and_then(|first| {
-                    Ok(first.cast_into::<PyBytes>()?)
-                        .map(|first| Some(first).filter(|first| !first.as_bytes().is_empty()))
-                }),
+                Step::Initial(initial) => first_payload(initial.bind(py)),
                 Step::Idle => wait::take(py, client, stream.heartbeat).map(|taken| match taken {
                     Taken::Event(event) => Some(stream.chunk(py, client, &event)),
                     Taken::Empty => Some(PyBytes::new(py, HEARTBEAT)),

@@ -38,6 +38,10 @@ fn take_later(py: Python<'_>, client: &Client, timeout: Option<Duration>) -> PyR
             Caller::Thread if is_main_thread() => wait_for_signals_too(py, client, deadline)?,
             Caller::Thread => return Ok(block_thread(py, client, deadline)),
         }
+        if client.is_foreign() {
+            // This greenlet waited through a fork, and is its copy in the child.
+            return Ok(Taken::Closed);
+        }
         match client.core.take() {
             Taken::Empty if deadline.is_some_and(|at| at <= Instant::now()) => {
                 return Ok(Taken::Empty);
@@ -86,7 +90,8 @@ fn wait_for_signals_too(
             poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref())
         });
         match polled {
-            Ok(_) => break Ok(()),
+            // A signal that came while this thread waited for the GIL is raised before the take.
+            Ok(_) => break py.check_signals(),
             Err(Errno::INTR) => {
                 if let Err(raised) = py.check_signals() {
                     break Err(raised);
