@@ -1,0 +1,35 @@
+"""The URLs of the news example, and what the tests ask of a server process."""
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+
+from news.models import Article
+from news.sse_utils import sse_channel
+from sse_channel import stats
+from sse_channel.django import EventStreamResponse
+
+
+def figures(request: HttpRequest) -> HttpResponse:
+    """What the library counts in this process."""
+    return JsonResponse(stats())
+
+
+def blank(request: HttpRequest) -> HttpResponse:
+    """A page that asks for nothing, not even an icon."""
+    return HttpResponse('<!doctype html><title>Blank</title><link rel="icon" href="data:,">')
+
+
+def queried(request: HttpRequest) -> HttpResponse:
+    """A stream that has used the database twice before it waits: in the view and after it."""
+    Article.objects.count()
+    return EventStreamResponse(
+        request, sse_channel, initial=lambda: {"total": Article.objects.count()}
+    )
+
+
+urlpatterns = [
+    path("blank/", blank),
+    path("figures/", figures),
+    path("queried/", queried),
+    path("", include("news_api.urls")),
+]
