@@ -14,6 +14,7 @@ import weakref
 
 import pytest
 
+from parts import missing
 from sse_channel import ChannelClosed, waiting
 
 
@@ -26,7 +27,10 @@ class WithoutReaders(asyncio.SelectorEventLoop):
 
 
 def uvloop_loop():
-    uvloop = pytest.importorskip("uvloop") if "CI" not in os.environ else __import__("uvloop")
+    try:
+        import uvloop
+    except ImportError:
+        missing("uvloop")
     return uvloop.new_event_loop()
 
 
