@@ -124,7 +124,7 @@ def test_200_streams_get_each_article_once_in_one_order(server: Server, path: st
         until(
             lambda: all(len(stream.events) >= count for stream in streams),
             f"{count} events in each stream",
-            within=300,
+            within=60 if path == LIBRARY else 300,
         )
         assert {len(stream.events) for stream in streams} == {count}
         orders = {tuple(articles_in(stream.events[already:])) for stream in streams}
