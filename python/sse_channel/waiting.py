@@ -58,10 +58,12 @@ def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
 
 def _let_go_of_closed_loops() -> None:
     """Forget the waiters of loops that were closed over them: they hold their loop."""
-    for loop, parking in list(_parkings.items()):
-        if loop.is_closed():
-            del _parkings[loop]
-            parking.close()
+    # Changed by another thread meanwhile: then the next loop's first wait does it.
+    with contextlib.suppress(RuntimeError, KeyError):
+        for loop, parking in list(_parkings.items()):
+            if loop.is_closed():
+                del _parkings[loop]
+                parking.close()
 
 
 def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.Parking) -> None:
