@@ -526,6 +526,22 @@ mod tests {
         assert_eq!(client.expire(second(12), second(12), &mut wakes), Some(second(15)));
         wakes.flush();
         assert_eq!(wakeups.take(), [3]);
+        // What could not be scheduled must be asked for again.
+        client.disarm();
+        assert_eq!(park(4, second(20)), Parked::Waiting { arm: Some(second(20)) });
+        Ok(())
+    }
+
+    #[test]
+    fn a_waiter_whose_loop_is_gone_swallows_no_wake_up() -> Result<()> {
+        let client = Client::new(Kind::Queue, 9, Overflow::DropOldest);
+        let (gone, alive) = (Arc::new(Wakeups::new()?), Arc::new(Wakeups::new()?));
+        for wakeups in [&gone, &alive] {
+            client.park(Waiter { wakeups: Arc::clone(wakeups), token: 1, deadline: None });
+        }
+        gone.close();
+        offer(&client, [1]);
+        assert_eq!((gone.take(), alive.take()), (vec![], vec![1]));
         Ok(())
     }
 

@@ -201,4 +201,27 @@ mod tests {
         }
         assert!(lock(&timer.shared.heap).entries.len() <= SWEEP_FLOOR);
     }
+
+    #[test]
+    fn moments_that_an_earlier_one_replaced_do_not_pile_up() -> Result<()> {
+        let (timer, client) = (Timer::idle(), client());
+        let wakeups = Arc::new(Wakeups::new()?);
+        let start = Instant::now();
+        let park = |seconds| {
+            let deadline = Some(start + Duration::from_secs(seconds));
+            let waiter = Waiter { wakeups: Arc::clone(&wakeups), token: 1, deadline };
+            if let Parked::Waiting { arm: Some(at) } = client.park(waiter) {
+                timer.schedule(at, Arc::downgrade(&client));
+            }
+            client.unpark(1, &wakeups);
+        };
+        for round in 0..10_000 {
+            // A long wait that is answered, then a short one that is not.
+            park(86_400 + round);
+            park(round);
+            timer.fire(start + Duration::from_secs(round));
+        }
+        assert!(lock(&timer.shared.heap).entries.len() <= SWEEP_FLOOR);
+        Ok(())
+    }
 }
