@@ -74,7 +74,7 @@ impl Parking {
         self.born != process::generation()
     }
 
-    /// Keeps what resumes a waiter (a greenlet, or a future) under a token that no other waiter ever has at the same time.
+    /// Keeps a waiter (a greenlet or a future) under a token that no other waiter has meanwhile.
     pub fn add(&self, waiter: Py<PyAny>) -> Token {
         let mut waiting = lock(&self.waiting);
         waiting.version = waiting.version.wrapping_add(1);
