@@ -15,6 +15,7 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "news"
 STARTS_WITHIN = 60  # seconds
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -32,23 +33,25 @@ def main() -> int:
     address = f"http://{host}:{port}/news/"
     environment = {**os.environ, "NEWS_BIND": f"{host}:{port}"}
     python = sys.executable
+    # Also where it is started with Ctrl-C ignored, and when the terminal is closed.
+    for number in ENDINGS:
+        signal.signal(number, interrupt)
 
-    subprocess.run(
-        [python, "manage.py", "migrate", "--verbosity", "0"],
-        cwd=EXAMPLE,
-        env=environment,
-        check=True,
-    )
-    # A Ctrl-C in the terminal reaches the whole group: the children are stopped from here alone.
-    server = subprocess.Popen(
-        [python, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
-        cwd=EXAMPLE,
-        env=environment,
-        start_new_session=True,
-    )
-    submitter = None
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    server = submitter = None
     try:
+        subprocess.run(
+            [python, "manage.py", "migrate", "--verbosity", "0"],
+            cwd=EXAMPLE,
+            env=environment,
+            check=True,
+        )
+        # Ctrl-C in the terminal reaches the whole group: these are stopped from here alone.
+        server = subprocess.Popen(
+            [python, "-m", "gunicorn", "-c", "gunicorn.conf.py"],
+            cwd=EXAMPLE,
+            env=environment,
+            start_new_session=True,
+        )
         if not answers(address, server):
             print("gunicorn did not start; its reason is above", file=sys.stderr)
             return 1
@@ -64,11 +67,15 @@ def main() -> int:
         return 0
     finally:
         # Once is enough: a second Ctrl-C must not leave one of them behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)
         for process in (submitter, server):
             if process is not None:
                 stop(process)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def answers(address: str, server: subprocess.Popen) -> bool:
