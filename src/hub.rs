@@ -300,7 +300,9 @@ impl State {
             gap = gap.or(Some(Gap::TooOld));
         }
         replay.retain(|event| kind.takes(event));
-        (Registered { cursor: last, gap }, replay)
+        // Past what is lost already, so that a client that breaks off now is not told twice.
+        let floor = histories().map(History::floor).min().unwrap_or(last);
+        (Registered { cursor: last.max(floor), gap }, replay)
     }
 
     fn remove(&mut self, client: &Arc<Client>, reason: Reason, after: &mut Aftermath) -> bool {
@@ -436,8 +438,10 @@ mod tests {
             hub.publish(key, draft(&n.to_string()))?;
         }
         let (old, registered) = join(&hub, &[key], 9, Resume::After(start))?;
-        assert_eq!(registered, Registered { cursor: start, gap: Some(Gap::TooOld) });
+        assert_eq!(registered.gap, Some(Gap::TooOld));
         assert_eq!(texts(&old), ["1", "2"]);
+        let (again, registered) = join(&hub, &[key], 9, Resume::After(registered.cursor))?;
+        assert_eq!((registered.gap, texts(&again)), (None, vec!["1".into(), "2".into()]));
         let future = EventId { ms: u64::MAX, n: 0 };
         for (resume, gap) in [(Resume::After(future), Gap::Future), (Resume::Unknown, Gap::Unknown)]
         {

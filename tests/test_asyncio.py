@@ -81,6 +81,8 @@ def test_timeouts_raise_empty_and_lose_nothing(channel, run):
             await q.aget(timeout=0)
         with pytest.raises(ValueError, match="non-negative"):
             await q.aget(timeout=-1)
+        with pytest.raises(TypeError, match="'timeout' must be a number"):
+            await q.aget(timeout="1")
         channel.publish("x")
         assert await q.aget(timeout=0) == "x"
 

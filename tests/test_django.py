@@ -151,6 +151,8 @@ def test_what_cannot_be_a_channel_is_refused(name):
         EventStreamResponse(request)
     with pytest.raises(TypeError, match="must be an SSEChannel or its name"):
         EventStreamResponse(request, 7)
+    with pytest.raises(TypeError, match=r"first argument .* must be the request, not SSEChannel"):
+        EventStreamResponse(SSEChannel(name))
     with pytest.raises(ValueError, match="private channel"):
         EventStreamResponse(request, name, SSEChannel())
     with pytest.raises(ValueError, match="heartbeat"):

@@ -154,6 +154,43 @@ def test_every_public_method_of_the_extension_has_a_docstring_in_the_stub():
     assert missing == []
 
 
+@pytest.mark.parametrize("cls", ["Client", "Queue", "Stream"])
+def test_help_says_what_the_stub_says(cls):
+    import ast
+    import inspect
+
+    from sse_channel import _sse_channel
+
+    stub = ast.parse((ROOT / "python/sse_channel/_sse_channel.pyi").read_text())
+    (node,) = (each for each in stub.body if getattr(each, "name", "") == cls)
+    for method in node.body:
+        if not isinstance(method, ast.FunctionDef) or method.name.startswith("_"):
+            continue
+        runtime = inspect.getdoc(getattr(getattr(_sse_channel, cls), method.name))
+        assert runtime == ast.get_docstring(method), method.name
+
+
+def test_a_name_of_the_channel_looked_up_in_the_module_is_explained():
+    with pytest.raises(AttributeError, match="from sse_channel import sse_channel"):
+        sse_channel.publish  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        sse_channel.nonsense  # noqa: B018
+
+
+def test_a_mistake_in_the_settings_is_told_at_the_start(script):
+    out = script(
+        """
+from django.conf import settings
+settings.configure(SSE_CHANNEL={"RETYR": 5})
+try:
+    import sse_channel.django
+except ValueError as error:
+    print(error)
+"""
+    )
+    assert "has no option 'RETYR'; the options are BUS" in out
+
+
 @pytest.mark.timeout(600)
 def test_pip_install_works_in_a_clean_virtual_environment(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)

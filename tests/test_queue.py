@@ -30,6 +30,12 @@ def test_it_reads_as_queue_queue_does(channel):
             call()
     with pytest.raises(queue.Empty):
         q.get(timeout=0)
+    # Any truth value, as there.
+    channel.publish("x")
+    assert q.get(1) == "x"
+    for nothing in (0, "", None):
+        with pytest.raises(queue.Empty):
+            q.get(nothing)
 
 
 def test_timeouts(channel):
@@ -41,7 +47,7 @@ def test_timeouts(channel):
     for timeout in (-1, -0.1, math.nan, -math.inf):
         with pytest.raises(ValueError, match="non-negative"):
             q.get(timeout=timeout)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="'timeout' must be a number of seconds or None, not str"):
         q.get(timeout="1")
     for endless in (None, math.inf, 1e300, 2**70):
         channel.publish("x")

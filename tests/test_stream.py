@@ -100,6 +100,8 @@ def test_without_heartbeat_a_stream_waits_for_an_event(channel):
 def test_a_heartbeat_that_cannot_be_is_refused(channel, heartbeat):
     with pytest.raises(ValueError, match="'heartbeat' must be"):
         channel.stream(heartbeat=heartbeat)
+    with pytest.raises(TypeError, match="'heartbeat' must be a number of seconds or None"):
+        channel.stream(heartbeat="5")
     assert len(channel.listeners) == 0
 
 
@@ -151,7 +153,6 @@ def test_no_first_payload_for_none_and_for_a_client_that_resumes(channel):
         (lambda: object(), TypeError),
         (lambda: "\ud800", ValueError),
         (lambda: next(iter([])), RuntimeError),
-        (object(), TypeError),
     ],
 )
 def test_a_first_payload_that_fails_ends_the_stream(channel, initial, error):
@@ -171,6 +172,28 @@ def test_a_first_payload_that_fails_ends_the_stream(channel, initial, error):
         assert len(channel.listeners) == 0
 
     asyncio.run(main())
+
+
+def test_a_first_payload_that_cannot_be_sent_is_told_at_once(channel):
+    for initial, error in ((object(), TypeError), ("\ud800", ValueError)):
+        with pytest.raises(error):
+            channel.stream(initial=initial)
+    assert len(channel.listeners) == 0
+
+
+def test_a_client_is_told_of_a_gap_once(name):
+    """The cursor is past what is lost, so that breaking off and coming back is no gap again."""
+    channel = SSEChannel(name, history=2)
+    old = channel.publish("0")
+    for text in "123":
+        channel.publish(text)
+    with channel.stream(last_event_id=old) as stream:
+        opening = next(stream)
+    assert b"stream-reset" in opening
+    cursor = re.search(rb"^id: (.*)$", opening, re.MULTILINE)[1].decode()
+    with channel.stream(last_event_id=cursor) as stream:
+        assert b"stream-reset" not in next(stream)
+        assert re.findall(rb"^data: (.)$", next(stream), re.MULTILINE) == [b"2", b"3"]
 
 
 def test_an_asynchronous_first_payload_of_a_synchronous_stream_says_what_to_do(channel):

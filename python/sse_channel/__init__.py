@@ -10,6 +10,8 @@
 Importing starts nothing: no thread, no descriptor, neither Django nor gevent.
 """
 
+from typing import NoReturn
+
 from ._sse_channel import ChannelClosed, __version__
 from .channel import SSEChannel, sse_channel, stats
 from .config import configure
@@ -28,3 +30,10 @@ __all__ = [
     "sse_channel",
     "stats",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    hint = ""
+    if hasattr(SSEChannel, name):
+        hint = f"; the channel has it: from sse_channel import sse_channel; sse_channel.{name}"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -77,12 +77,12 @@ class Queue(Client):
     """A client whose messages Python code takes: the reading side of `queue.Queue`."""
 
     def __new__(cls, capacity: int, overflow: str) -> Self: ...
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: object = True, timeout: float | None = None) -> Any:
         """Take the oldest message, waiting for one if `block`.
 
         A thread waits with the GIL released, a greenlet lets its hub run others; in the main
         thread, signals (Ctrl-C) interrupt the wait. What raises out of it leaves the message in
-        the queue.
+        the queue. In a coroutine it would block the loop: `aget` is for there.
 
         Args:
             block: whether to wait at all.
@@ -92,6 +92,7 @@ class Queue(Client):
             queue.Empty: nothing came within `timeout`, or there is nothing and `block` is false,
                 or it is called from a callback of gevent's hub, which cannot wait.
             ChannelClosed: the queue is closed and nothing is left in it.
+            TypeError: a `timeout` that is no number.
             ValueError: a negative `timeout`.
         """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _sse_channel
 from .config import options
@@ -16,7 +16,10 @@ from .waiting import close_clients_at_exit
 if TYPE_CHECKING:
     from .event import Event
 
-__all__ = ["SSEChannel", "sse_channel", "stats"]
+__all__ = ["Overflow", "SSEChannel", "sse_channel", "stats"]
+
+#: What happens to an event for which a client has no room.
+Overflow = Literal["drop_oldest", "drop_newest", "disconnect"]
 
 
 class SSEChannel:
@@ -57,7 +60,7 @@ class SSEChannel:
         name: str | None = None,
         *,
         capacity: int = 1000,
-        overflow: str = "drop_oldest",
+        overflow: Overflow = "drop_oldest",
         history: int = 1000,
     ) -> None:
         if name is not None:
@@ -93,6 +96,7 @@ class SSEChannel:
         stream is open on it.
 
         Never waits for a client: an event for which one has no room meets its overflow policy.
+        In a coroutine, `apublish` is the one to await.
 
         Args:
             message: what to send.
@@ -144,8 +148,9 @@ class SSEChannel:
 
         Args:
             last_event_id: go on after this event. What was missed waits in the queue, beyond
-                its capacity if need be. When it cannot be given exactly, because the id is
-                older than history or unknown, ``queue.reset`` says why.
+                its capacity if need be. When it cannot be given exactly, ``queue.reset`` says
+                why: ``"too-old"`` (what history still has waits in the queue), ``"future"`` or
+                ``"unknown"`` (nothing of history does).
 
         Raises:
             TypeError: a `last_event_id` that is no `str`.
@@ -182,7 +187,9 @@ class SSEChannel:
 
         Args:
             last_event_id: go on after this event: what was missed comes first. When it cannot
-                be given exactly, an ``event: stream-reset`` comes before what history has.
+                be given exactly, an ``event: stream-reset`` does, whose data says why:
+                ``"too-old"`` (then what history still has), ``"future"`` (the id is newer than
+                the newest event) or ``"unknown"`` (it is no id of ours): then what is live.
             heartbeat: seconds of idleness after which a comment is sent; None for never.
             initial: the first payload, sent to a client that begins (not to one that resumes
                 exactly): a message as for `publish`, or a callable that gives one, called once
@@ -191,6 +198,8 @@ class SSEChannel:
 
         Raises:
             TypeError: a `last_event_id` that is no `str`.
+            TypeError, ValueError: an `initial` message (not a callable) that `publish` would
+                refuse.
             ValueError: a `heartbeat` that is not more than 0 seconds.
         """
         return open_stream(

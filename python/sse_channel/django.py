@@ -15,14 +15,20 @@ from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
+from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 
 from .channel import SSEChannel
+from .config import options
 from .stream import EventStream, open_stream
 
 __all__ = ["EventStreamResponse", "last_event_id_of"]
+
+if settings.configured:
+    # A mistake in the settings is told when the project starts, not at its first request.
+    options()
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -64,11 +70,17 @@ class EventStreamResponse(StreamingHttpResponse):
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
+        # Django REST framework's request holds Django's.
+        its_request = getattr(request, "_request", request)
+        if not isinstance(its_request, HttpRequest):
+            raise TypeError(
+                "the first argument of EventStreamResponse must be the request, "
+                f"not {type(request).__name__}"
+            )
         opened = [_channel(channel) for channel in channels]
         if not opened:
-            raise TypeError("EventStreamResponse needs at least one channel")
-        # Django REST framework's request holds Django's.
-        is_asgi = isinstance(getattr(request, "_request", request), ASGIRequest)
+            raise TypeError("EventStreamResponse needs at least one channel after the request")
+        is_asgi = isinstance(its_request, ASGIRequest)
         if callable(initial):
             initial = _without_connections(initial, is_asgi)
         self._stream: EventStream | None = None
@@ -159,7 +171,7 @@ def _channel(channel: SSEChannel | str) -> SSEChannel:
         return SSEChannel(channel)
     if isinstance(channel, SSEChannel):
         return channel
-    raise TypeError(f"a channel must be an SSEChannel or its name, not {type(channel).__name__}")
+    raise TypeError(f"each channel must be an SSEChannel or its name, not {type(channel).__name__}")
 
 
 def _close_connections() -> None:

@@ -94,7 +94,10 @@ def to_json(message: object) -> str:
             "bool or None of such values"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the message cannot be sent as JSON: {error}") from None
+        raise ValueError(
+            f"the message cannot be sent as JSON: {error}; JSON has neither NaN and infinities "
+            "nor values that contain themselves"
+        ) from None
 
 
 def _encoder() -> json.JSONEncoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from numbers import Real
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,10 @@ class ClientQueue(_sse_channel.Queue):
             ChannelClosed: the queue is closed and nothing is left in it.
             ValueError: a negative `timeout`.
         """
+        if timeout is not None and not isinstance(timeout, Real):
+            raise TypeError(
+                f"'timeout' must be a number of seconds or None, not {type(timeout).__name__}"
+            )
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"'timeout' must be a non-negative number of seconds, not {timeout}")
         deadline = None if timeout is None else time.monotonic() + timeout

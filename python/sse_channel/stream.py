@@ -99,12 +99,13 @@ def open_stream(
 ) -> EventStream:
     """Make a stream and register it with `channels`, which must be of one bus."""
     check_text(last_event_id, "last_event_id")
+    first = None if initial is None else _first_payload(initial)
     stream = EventStream(capacity, overflow, heartbeat)
     close_clients_at_exit()
     gap = _sse_channel.register(stream, list(channels), last_event_id, options().retry)
     resumed = bool(last_event_id) and gap is None
-    if initial is not None and not resumed:
-        stream._set_initial(_first_payload(initial))
+    if first is not None and not resumed:
+        stream._set_initial(first)
     return stream
 
 
@@ -120,8 +121,13 @@ def _first_payload(initial: Any) -> Callable[[bool], bytes | Awaitable[bytes]]:
     async def awaited(pending: Awaitable[Any]) -> bytes:
         return frame(await pending)
 
+    if not callable(initial):
+        # At once: what cannot be sent is told before the response has begun.
+        ready = frame(initial)
+        return lambda _: ready
+
     def first(is_async: bool) -> bytes | Awaitable[bytes]:
-        message = initial() if callable(initial) else initial
+        message = initial()
         if not inspect.isawaitable(message):
             return frame(message)
         if is_async:

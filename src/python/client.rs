@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyWeakrefReference;
 
@@ -17,13 +17,24 @@ use crate::wake::{Token, Waiter};
 const FOR_EVER: f64 = 1e9;
 
 /// Seconds from Python: `None` and very long ones mean without end.
-pub fn duration(seconds: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
+pub fn duration(seconds: Option<&Bound<'_, PyAny>>, what: &str) -> PyResult<Option<Duration>> {
+    let seconds: Option<f64> = match seconds {
+        None => None,
+        Some(given) => Some(given.extract().map_err(|_| no_number(given, what))?),
+    };
     match seconds {
         None => Ok(None),
         Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(no_duration(seconds, what)),
         Some(seconds) if seconds > FOR_EVER => Ok(None),
         Some(seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn no_number(given: &Bound<'_, PyAny>, what: &str) -> PyErr {
+    let name = given.get_type().name().map_or_else(|_| "that".into(), |name| name.to_string());
+    PyTypeError::new_err(format!("'{what}' must be a number of seconds or None, not {name}"))
 }
 
 #[cold]
@@ -167,16 +178,24 @@ impl Drop for Client {
 
 #[pymethods]
 impl Client {
+    /// Events that it lost because it had no room for them.
     #[getter]
     fn dropped(&self) -> u64 {
         self.core.dropped()
     }
 
+    /// Why it was not given exactly what came after its last event id; None if it was.
+    ///
+    /// ``"too-old"``: history does not reach back so far. ``"future"``: the id is newer than the
+    /// newest event. ``"unknown"``: it is no id of ours.
     #[getter]
     fn reset(&self) -> Option<&'static str> {
         self.reset.get().copied()
     }
 
+    /// Whether it gets nothing more; what is left can still be read.
+    ///
+    /// True in a process that was forked from the one that made it.
     #[getter]
     fn closed(&self) -> bool {
         self.is_foreign() || self.core.is_closed()
@@ -187,7 +206,7 @@ impl Client {
         &self,
         parking: &Parking,
         future: Py<PyAny>,
-        timeout: Option<f64>,
+        timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Option<Token>> {
         if self.is_foreign() {
             return Ok(None);

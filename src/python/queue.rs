@@ -23,6 +23,17 @@ pub struct Queue {
     told_closed: AtomicBool,
 }
 
+/// Anything that Python takes for true or false, as `queue.Queue` does.
+struct Truth(bool);
+
+impl<'py> FromPyObject<'_, 'py> for Truth {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Truth> {
+        object.is_truthy().map(Truth)
+    }
+}
+
 fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
     slf.as_super().get()
 }
@@ -70,13 +81,31 @@ impl Queue {
             .add_subclass(Queue { told_closed: AtomicBool::new(false) }))
     }
 
-    #[pyo3(signature = (block = true, timeout = None))]
+    /// Take the oldest message, waiting for one if `block`.
+    ///
+    /// A thread waits with the GIL released, a greenlet lets its hub run others; in the main
+    /// thread, signals (Ctrl-C) interrupt the wait. What raises out of it leaves the message in
+    /// the queue. In a coroutine it would block the loop: `aget` is for there.
+    ///
+    /// Args:
+    ///     block: whether to wait at all.
+    ///     timeout: seconds to wait; None waits for ever.
+    ///
+    /// Raises:
+    ///     queue.Empty: nothing came within `timeout`, or there is nothing and `block` is false,
+    ///         or it is called from a callback of gevent's hub, which cannot wait.
+    ///     ChannelClosed: the queue is closed and nothing is left in it.
+    ///     TypeError: a `timeout` that is no number.
+    ///     ValueError: a negative `timeout`.
+    #[pyo3(signature = (block = Truth(true), timeout = None))]
+    #[pyo3(text_signature = "($self, block=True, timeout=None)")]
     fn get(
         slf: &Bound<'_, Self>,
         py: Python<'_>,
-        block: bool,
-        timeout: Option<f64>,
+        block: Truth,
+        timeout: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
+        let Truth(block) = block;
         let client = client(slf);
         let timeout = duration(timeout, "timeout")?;
         let taken = if block { wait::take(py, client, timeout)? } else { take_now(client) };
@@ -91,10 +120,20 @@ impl Queue {
         self.told_closed.swap(true, Relaxed)
     }
 
+    /// Take the oldest message without waiting.
+    ///
+    /// Raises:
+    ///     queue.Empty: there is none.
+    ///     ChannelClosed: the queue is closed and nothing is left in it.
     fn get_nowait(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<Py<PyAny>> {
         give(py, client(slf), take_now(client(slf)))
     }
 
+    /// Put `item` into this queue alone.
+    ///
+    /// Raises:
+    ///     queue.Full: it holds `maxsize` messages, whatever the overflow policy.
+    ///     ChannelClosed: it is closed.
     fn put_nowait(slf: &Bound<'_, Self>, item: Py<PyAny>) -> PyResult<()> {
         let client = client(slf);
         if client.is_foreign() {
@@ -112,23 +151,28 @@ impl Queue {
         Ok(())
     }
 
+    /// How many messages wait now.
     fn qsize(slf: &Bound<'_, Self>) -> usize {
         client(slf).core.len()
     }
 
+    /// Whether no message waits now.
     fn empty(slf: &Bound<'_, Self>) -> bool {
         client(slf).core.is_empty()
     }
 
+    /// Whether the next message finds no room.
     fn full(slf: &Bound<'_, Self>) -> bool {
         client(slf).core.is_full()
     }
 
+    /// How many messages may wait, not counting those replayed by `listen`.
     #[getter]
     fn maxsize(slf: &Bound<'_, Self>) -> usize {
         client(slf).core.capacity()
     }
 
+    /// Stop listening, and wake who waits; twice is no error.
     fn close(slf: &Bound<'_, Self>) {
         client(slf).end(Reason::Closed);
     }
@@ -137,6 +181,7 @@ impl Queue {
         slf
     }
 
+    /// Take the oldest message, waiting for ever; the iteration ends with the close.
     fn __next__(slf: &Bound<'_, Self>, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let client = client(slf);
         match wait::take(py, client, None)? {

@@ -134,9 +134,12 @@ impl Stream {
     fn new(
         capacity: usize,
         overflow: &str,
-        heartbeat: Option<f64>,
+        heartbeat: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyClassInitializer<Self>> {
-        let heartbeat = duration(heartbeat, "heartbeat")?;
+        let below = |seconds: &Bound<'_, PyAny>| seconds.extract().is_ok_and(|s: f64| s <= 0.0);
+        let is_none = heartbeat.is_some_and(below);
+        let heartbeat =
+            if is_none { Some(Duration::ZERO) } else { duration(heartbeat, "heartbeat")? };
         if heartbeat.is_some_and(|every| every.is_zero()) {
             return Err(PyValueError::new_err(
                 "'heartbeat' must be more than 0 seconds, or None for no heartbeat",
@@ -152,6 +155,7 @@ impl Stream {
         Ok(PyClassInitializer::from(client).add_subclass(stream))
     }
 
+    /// Seconds of idleness after which a comment is sent; None for never.
     #[getter]
     fn heartbeat(&self) -> Option<f64> {
         self.heartbeat.map(|every| every.as_secs_f64())
@@ -161,6 +165,9 @@ impl Stream {
         slf
     }
 
+    /// One or more whole frames, waiting for them in the way of the caller, as `Queue.get`.
+    ///
+    /// What is raised while it waits, or by the first payload's callable, ends the stream.
     fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let py = slf.py();
         let stream = slf.get();
@@ -205,6 +212,7 @@ impl Stream {
         *lock(&self.initial) = Some(initial);
     }
 
+    /// End the stream at once: a waiting step ends, what waits is not sent.
     fn close(slf: &Bound<'_, Self>) {
         Stream::finish(slf, Reason::Closed);
     }
