@@ -183,12 +183,17 @@ class Server:
         """The whole answer to a request. A `body` other than bytes goes as JSON."""
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
+        deadline = time.monotonic() + within
         connection = http.client.HTTPConnection(HOST, self.port, timeout=within)
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Connection": "close"})
-            response = connection.getresponse()
-            headers = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, headers, response.read())
+            with connection.getresponse() as response:
+                headers = {name.lower(): value for name, value in response.getheaders()}
+                content = b""
+                while part := response.read1():
+                    content += part
+                    assert time.monotonic() < deadline, f"not within {within:g} s: all of {path}"
+                return Answer(response.status, headers, content)
 
     def publish(self, headline: str, **fields: str) -> dict[str, Any]:
         """Submit an article, and return it as the server answered it."""
