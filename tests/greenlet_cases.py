@@ -76,10 +76,10 @@ def case_a_greenlet_wakes_threads_and_loops():
         got.append(queues[0].get(timeout=60))
 
     def loop():
-        async def main():
-            got.append(await queues[1].aget(timeout=60))
-
-        asyncio.new_event_loop().run_until_complete(main())
+        own = asyncio.new_event_loop()
+        message = own.run_until_complete(queues[1].aget(timeout=60))
+        own.close()
+        got.append(message)
 
     start_thread(thread, ())
     if "patched" not in sys.argv:
