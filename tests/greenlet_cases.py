@@ -13,6 +13,7 @@ if "patched" in sys.argv:
 import gc
 import queue
 import time
+import traceback
 import warnings
 
 import gevent
@@ -27,8 +28,6 @@ from sse_channel import ChannelClosed, SSEChannel, _sse_channel
 # A real thread, patched or not.
 start_thread = gevent.monkey.get_original("_thread", "start_new_thread")
 real_sleep = gevent.monkey.get_original("time", "sleep")
-# gevent's own misses the end of a child that it does not watch, if that comes first.
-real_waitpid = gevent.monkey.get_original("os", "waitpid")
 
 channel = SSEChannel("greenlets", capacity=100_000)
 
@@ -395,6 +394,27 @@ def case_a_destroyed_hub_leaves_no_descriptor():
     assert len(os.listdir("/proc/self/fd")) <= before, os.listdir("/proc/self/fd")
 
 
+def in_child(work):
+    """Run `work` in a forked child; a descriptor from which the child's "ok" can be read.
+
+    Not by waitpid: gevent reaps children itself, or misses the end of one it does not watch.
+    """
+    # Python 3.12+ warns of what these cases are about: the timer's thread.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    readable, writable = os.pipe()
+    if (gevent.os.fork() if "patched" in sys.argv else os.fork()) == 0:
+        try:
+            os.close(readable)
+            work()
+            os.write(writable, b"ok")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writable)
+    return readable
+
+
 def case_a_forked_child_does_not_hear_its_parents_bell():
     q = channel.listen()
 
@@ -406,30 +426,26 @@ def case_a_forked_child_does_not_hear_its_parents_bell():
 
     reader = gevent.spawn(read)
     gevent.sleep(0.01)
-    # Python 3.12+ warns of what this case is about: the timer's thread.
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    pid = gevent.os.fork() if "patched" in sys.argv else os.fork()
-    if pid == 0:
-        try:
-            # The child's own loop runs, with the parent's descriptor still in the family.
-            mine = channel.listen()
-            assert len(channel.listeners) == 1
-            other = gevent.spawn(mine.get, timeout=60)
-            gevent.sleep(0.3)
-            channel.publish("child")
-            other.join(60)
-            assert other.value == "child"
-            assert reader.value == "closed"
-            os._exit(0)
-        finally:
-            os._exit(1)
+
+    def work():
+        # The child's own loop runs, with the parent's descriptor still in the family.
+        mine = channel.listen()
+        assert len(channel.listeners) == 1
+        other = gevent.spawn(mine.get, timeout=60)
+        gevent.sleep(0.3)
+        channel.publish("child")
+        other.join(60)
+        assert other.value == "child"
+        assert reader.value == "closed"
+
+    child = in_child(work)
     for number in range(20):
         gevent.sleep(0.02)
         channel.publish(number)
         assert reader.get(timeout=30) == number
         reader = gevent.spawn(read)
         gevent.sleep(0)
-    assert real_waitpid(pid, 0)[1] == 0
+    assert os.read(child, 2) == b"ok"
     reader.kill()
 
 
@@ -445,15 +461,12 @@ def case_a_greenlet_that_waits_through_a_fork_ends_in_the_child():
 
     reader = gevent.spawn(read)
     gevent.sleep(0.01)
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    pid = gevent.os.fork()
-    if pid == 0:
-        try:
-            reader.join(30)
-            os._exit(ends != ["closed"])
-        finally:
-            os._exit(2)
-    assert real_waitpid(pid, 0)[1] == 0
+
+    def work():
+        reader.join(30)
+        assert ends == ["closed"]
+
+    assert os.read(in_child(work), 2) == b"ok"
     channel.publish("x")
     join(reader)
     assert ends == []
