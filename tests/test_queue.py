@@ -147,8 +147,7 @@ def test_ctrl_c_interrupts_a_wait(kind, timeout, listeners, until):
     )
     assert process.stdout.readline() == "waiting\n"
     # Asleep in the wait, not still on its way to it.
-    until(lambda: Path(f"/proc/{process.pid}/wchan").exists())
-    time.sleep(0.3)
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "S")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert out == f"interrupted {listeners}\n"
