@@ -28,6 +28,10 @@ pub enum Error {
     /// A stream is open on the channel and the message has no wire form.
     #[error("an event without a wire form cannot be sent while streams are open")]
     NotEncodable,
+    /// The bus cannot order or store: the text says why and what to do. Nothing was sent, unless
+    /// it says so.
+    #[error("{0}")]
+    Bus(String),
     /// The operating system refused a descriptor or a thread.
     #[error(transparent)]
     Io(#[from] io::Error),

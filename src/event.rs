@@ -76,6 +76,19 @@ impl Event {
         }
     }
 
+    /// What only streams get, outside the order: it has no id and is not remembered.
+    pub fn notice(frame: Bytes) -> Event {
+        Event {
+            id: None,
+            frame,
+            data: None,
+            format: Format::Text,
+            has_message: false,
+            decoded: OnceLock::new(),
+            counters: None,
+        }
+    }
+
     /// Memory that history reckons for it, in bytes.
     pub fn weight(&self) -> usize {
         self.frame.len() + size_of::<Event>()

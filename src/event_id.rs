@@ -65,6 +65,11 @@ impl IdClock {
         self.last
     }
 
+    /// Notes an id that another clock has handed out.
+    pub fn observe(&mut self, id: EventId) {
+        self.last = self.last.max(id);
+    }
+
     /// The next id, at `now_ms` or right after the newest, whichever is later.
     pub fn next(&mut self, now_ms: u64) -> EventId {
         self.last = if now_ms > self.last.ms {

@@ -92,6 +92,46 @@ impl Body {
         Ok(Body { buffer: text.into_bytes(), data })
     }
 
+    /// The frame without an id, as a store keeps it.
+    pub fn frame(&self) -> &[u8] {
+        &self.buffer[HEADROOM..]
+    }
+
+    /// The message, where the frame alone does not tell how its lines ended.
+    pub fn beside(&self) -> Option<&[u8]> {
+        match &self.data {
+            Some(DataAt::Beside(bytes)) => Some(bytes),
+            Some(DataAt::Inside(_)) | None => None,
+        }
+    }
+
+    /// Whether there is a message: an event of comment or retry alone has none.
+    pub fn has_data(&self) -> bool {
+        self.data.is_some()
+    }
+
+    /// A body out of a store, from what `frame`, `beside` and `has_data` gave; `None` for bytes
+    /// that those never give.
+    pub fn restore(frame: &[u8], beside: Option<&[u8]>, has_data: bool) -> Option<Body> {
+        let mut buffer = Vec::with_capacity(HEADROOM + frame.len());
+        buffer.resize(HEADROOM, b' ');
+        buffer.extend_from_slice(frame);
+        std::str::from_utf8(frame).ok()?;
+        let data = match beside {
+            Some(bytes) => Some(DataAt::Beside(Bytes::copy_from_slice(bytes))),
+            None if has_data => {
+                // One line of data is the last of the frame.
+                let line = frame.strip_suffix(b"\n\n")?;
+                let start = line.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let message = line[start..].strip_prefix(b"data: ")?;
+                let end = HEADROOM + line.len();
+                Some(DataAt::Inside(end - message.len()..end))
+            }
+            None => frame.ends_with(b"\n").then_some(None)?,
+        };
+        Some(Body { buffer, data })
+    }
+
     /// Writes the id in front and freezes the frame; also gives the message as it was.
     pub fn seal(mut self, id: Option<EventId>) -> (Bytes, Option<Bytes>) {
         let line = id.map_or_else(String::new, |id| format!("id: {id}\n"));
@@ -221,6 +261,26 @@ mod tests {
                 assert!(frame.ends_with(b"\n\n"));
                 assert_eq!(kept.as_deref(), Some(message.as_bytes()));
             }
+        }
+    }
+
+    #[test]
+    fn a_stored_body_comes_back_as_it_was() {
+        let messages = [Some("one line"), Some("two\r\nlines\r"), Some(""), Some("data: x"), None];
+        for (message, event) in messages.into_iter().flat_map(|m| [(m, None), (m, Some("e"))]) {
+            let fields = Fields { data: message, event, comment: Some("c"), ..Fields::default() };
+            let body = || match Body::encode(&fields, 1 << 20) {
+                Ok(body) => body,
+                Err(error) => unreachable!("{error}"),
+            };
+            let stored = body();
+            let back = Body::restore(stored.frame(), stored.beside(), stored.has_data());
+            assert_eq!(back.map(|back| back.seal(None)), Some(body().seal(None)), "{message:?}");
+        }
+        for (frame, has_data) in
+            [(&b""[..], true), (b"x\n\n", true), (b"\xff\n\n", false), (b"", false)]
+        {
+            assert!(Body::restore(frame, None, has_data).is_none(), "{frame:?}");
         }
     }
 

@@ -6,15 +6,17 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
-use crate::event::{Attachment, Draft, Event};
+use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
-use crate::history::{Gap, History};
+use crate::frame::{self, Body};
+use crate::history::{Gap, History, Limits};
 use crate::metrics::{Counters, Reason};
 use crate::queue::{Client, Delivery, Kind};
 use crate::sync::lock;
@@ -24,6 +26,9 @@ use crate::wake::WakeBatch;
 /// all reads before them, so that without it thousands of clients are thousands of cache misses
 /// one after the other.
 const LOOKAHEAD: usize = 16;
+
+/// Readers of a burst are woken after so long at the latest.
+const BATCH: Duration = Duration::from_millis(2);
 
 /// A channel of one hub.
 pub type ChannelKey = usize;
@@ -56,6 +61,37 @@ pub struct Registered {
     pub gap: Option<Gap>,
 }
 
+/// An event that the bus has ordered and stored.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The channel's name.
+    pub channel: Arc<str>,
+    /// Its place in the order.
+    pub id: EventId,
+    /// What it says.
+    pub body: Body,
+    /// How a reader gets the message back.
+    pub format: Format,
+}
+
+/// What a bus must do before a client can register.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Lack {
+    /// Channels that are not heard yet.
+    pub unheard: Vec<Arc<str>>,
+    /// Channels whose memory does not go back as far as the client, and whose store might.
+    pub unread: Vec<Arc<str>>,
+    /// The client knows an id that this process has not heard of.
+    pub is_behind: bool,
+}
+
+impl Lack {
+    /// Whether a client can register as it is.
+    pub fn is_nothing(&self) -> bool {
+        *self == Lack::default()
+    }
+}
+
 /// The figures of one channel.
 #[derive(Clone, Debug)]
 pub struct ChannelFigures {
@@ -79,6 +115,9 @@ pub struct Hub {
     /// Orders events and registrations. Held while an event is put into the clients' queues
     /// (tens of nanoseconds each) and never while anybody is woken or Python runs.
     state: Mutex<State>,
+    limits: Limits,
+    /// Whether a channel is heard from its beginning: there is no bus but this hub.
+    is_the_bus: bool,
 }
 
 #[derive(Debug)]
@@ -92,6 +131,12 @@ struct State {
 struct Channel {
     name: Arc<str>,
     history: History,
+    /// The newest event, or where the history began.
+    newest: EventId,
+    /// Whether every event after `newest` will be delivered here. A client registers only then.
+    heard: bool,
+    /// Whether the history has all that the store could give.
+    read: bool,
     clients: Slab<Arc<Client>>,
     streams: usize,
     counters: Arc<Counters>,
@@ -113,18 +158,28 @@ impl Aftermath {
 }
 
 impl Default for Hub {
+    /// A hub that is the whole bus.
     fn default() -> Self {
-        Hub {
-            state: Mutex::new(State {
-                clock: IdClock::starting_at(now_ms()),
-                names: HashMap::new(),
-                channels: Vec::new(),
-            }),
-        }
+        Hub::new(Limits::default(), true)
     }
 }
 
 impl Hub {
+    /// A hub whose channels remember within `limits`; without `is_the_bus`, a bus delivers to it.
+    pub fn new(limits: Limits, is_the_bus: bool) -> Hub {
+        let state = State {
+            clock: IdClock::starting_at(if is_the_bus { now_ms() } else { 0 }),
+            names: HashMap::new(),
+            channels: Vec::new(),
+        };
+        Hub { state: Mutex::new(state), limits, is_the_bus }
+    }
+
+    /// Whether somebody is at it now: then a caller that holds what others need waits elsewhere.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.state.try_lock(), Err(TryLockError::WouldBlock))
+    }
+
     /// The channel of that name, made at its first mention; it remembers `history` events or
     /// more, if somebody asked for more.
     pub fn channel(&self, name: &str, history: usize) -> ChannelKey {
@@ -138,7 +193,10 @@ impl Hub {
         let key = state.channels.len();
         state.channels.push(Channel {
             name: Arc::clone(&name),
-            history: History::new(history, floor),
+            history: History::new(history, self.limits, floor),
+            newest: floor,
+            heard: self.is_the_bus,
+            read: self.is_the_bus,
             clients: Slab::new(),
             streams: 0,
             counters: Arc::default(),
@@ -158,21 +216,175 @@ impl Hub {
             if draft.body.is_none() && state.channels[channel].streams > 0 {
                 return Err(Error::NotEncodable);
             }
-            let id = state.clock.next(now_ms());
-            let target = &mut state.channels[channel];
-            let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&target.counters))));
-            target.history.push(&event, &mut after.discarded);
-            let overflowed = target.fan_out(&event, &mut after);
-            for client in overflowed {
-                state.remove(&client, Reason::Overflow, &mut after);
-            }
+            let now = now_ms();
+            let id = state.clock.next(now);
+            state.accept(channel, id, draft, now, &mut after);
             id
         };
         after.settle();
         Ok(id)
     }
 
+    /// Delivers what the bus has ordered, oldest first. What a channel has had already, and what
+    /// it does not hear, is left out.
+    pub fn deliver(&self, arrivals: impl IntoIterator<Item = Arrival>) {
+        let mut after = Aftermath::default();
+        let mut begun = Instant::now();
+        for Arrival { channel, id, body, format } in arrivals {
+            {
+                let mut state = lock(&self.state);
+                state.clock.observe(id);
+                let Some(key) = state.names.get(&channel).copied() else { continue };
+                let target = &state.channels[key];
+                if !target.heard || id <= target.newest {
+                    continue;
+                }
+                let has_message = body.has_data();
+                let draft = Draft { body: Some(body), format, has_message, decoded: None };
+                state.accept(key, id, draft, now_ms(), &mut after);
+            }
+            // Woken together, the readers of a burst find all of it; but nobody waits for long.
+            if begun.elapsed() > BATCH {
+                std::mem::take(&mut after).settle();
+                begun = Instant::now();
+            }
+        }
+        after.settle();
+    }
+
+    /// What the bus has to do before a client of `channels` can register and resume.
+    pub fn lack(&self, channels: &[ChannelKey], resume: Resume) -> Lack {
+        let state = lock(&self.state);
+        let mut lack = Lack::default();
+        for channel in channels.iter().map(|key| &state.channels[*key]) {
+            if !channel.heard {
+                lack.unheard.push(Arc::clone(&channel.name));
+            }
+            if let Resume::After(last) = resume {
+                if !channel.read && (!channel.heard || last < channel.history.floor()) {
+                    lack.unread.push(Arc::clone(&channel.name));
+                }
+            }
+        }
+        if let Resume::After(last) = resume {
+            lack.is_behind = last > state.clock.last();
+        }
+        lack
+    }
+
+    /// From now on every event of the channel after `position` is delivered here.
+    pub fn hear(&self, name: &str, position: EventId) {
+        let mut discarded = Vec::new();
+        let mut state = lock(&self.state);
+        state.clock.observe(position);
+        let Some(key) = state.names.get(name).copied() else { return };
+        let channel = &mut state.channels[key];
+        if !channel.heard {
+            channel.heard = true;
+            channel.read = false;
+            channel.newest = position;
+            channel.history.restart(position, &mut discarded);
+        }
+        drop(state);
+    }
+
+    /// The newest id that is known here.
+    pub fn newest(&self) -> EventId {
+        lock(&self.state).clock.last()
+    }
+
+    /// The newest event of a channel that is heard.
+    pub fn newest_of(&self, name: &str) -> Option<EventId> {
+        let state = lock(&self.state);
+        let channel = &state.channels[*state.names.get(name)?];
+        channel.heard.then_some(channel.newest)
+    }
+
+    /// Notes an id that others know, without an event.
+    pub fn observe(&self, id: EventId) {
+        lock(&self.state).clock.observe(id);
+    }
+
+    /// Gives a channel what the store has of it after `floor`, oldest first.
+    pub fn read_back(&self, name: &str, floor: EventId, arrivals: Vec<Arrival>) {
+        let mut state = lock(&self.state);
+        let Some(key) = state.names.get(name).copied() else { return };
+        let channel = &mut state.channels[key];
+        let seal = |Arrival { id, body, format, .. }: Arrival| {
+            let has_message = body.has_data();
+            let draft = Draft { body: Some(body), format, has_message, decoded: None };
+            Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))))
+        };
+        let events = arrivals.into_iter().map(seal).collect();
+        channel.history.prepend(floor, events);
+        channel.read = true;
+    }
+
+    /// Events of a channel were lost before `position`: its streams are told.
+    pub fn mark_gap(&self, name: &str, position: EventId) {
+        let mut after = Aftermath::default();
+        {
+            let mut state = lock(&self.state);
+            state.clock.observe(position);
+            let Some(key) = state.names.get(name).copied() else { return };
+            let channel = &mut state.channels[key];
+            if !channel.heard {
+                return;
+            }
+            channel.newest = channel.newest.max(position);
+            channel.read = true;
+            channel.history.restart(channel.newest, &mut after.discarded);
+            let event = Arc::new(Event::notice(frame::reset(Gap::TooOld.reason())));
+            state.offer(key, &event, &mut after);
+        }
+        after.settle();
+    }
+
+    /// The channels that are heard, with how many clients each has.
+    pub fn heard(&self) -> Vec<(Arc<str>, usize)> {
+        let state = lock(&self.state);
+        let heard = state.channels.iter().filter(|channel| channel.heard);
+        heard.map(|channel| (Arc::clone(&channel.name), channel.clients.len())).collect()
+    }
+
+    /// Whether no channel that is heard has a client.
+    pub fn is_idle(&self) -> bool {
+        lock(&self.state).channels.iter().all(|channel| channel.clients.is_empty())
+    }
+
+    /// Stops hearing a channel and forgets its history, unless it has clients. Gives whether it
+    /// did.
+    pub fn retire(&self, name: &str) -> bool {
+        let mut discarded = Vec::new();
+        let mut state = lock(&self.state);
+        let Some(key) = state.names.get(name).copied() else { return true };
+        let channel = &mut state.channels[key];
+        let retires = channel.clients.is_empty();
+        if retires {
+            channel.heard = false;
+            channel.history.restart(channel.newest, &mut discarded);
+        }
+        drop(state);
+        retires
+    }
+
+    /// `retire` for all channels at once, unless any has a client.
+    pub fn retire_all(&self) -> bool {
+        let mut discarded = Vec::new();
+        let mut state = lock(&self.state);
+        let retires = state.channels.iter().all(|channel| channel.clients.is_empty());
+        if retires {
+            for channel in &mut state.channels {
+                channel.heard = false;
+                channel.history.restart(channel.newest, &mut discarded);
+            }
+        }
+        drop(state);
+        retires
+    }
+
     /// Registers a client with `channels`: what it missed waits in its queue, then the rest.
+    /// `None` when one of them is not heard: the bus must hear it first.
     ///
     /// # Errors
     /// `Closed` for a client that was registered before.
@@ -182,8 +394,15 @@ impl Hub {
         channels: &[ChannelKey],
         resume: Resume,
         owner: Attachment,
-    ) -> Result<Registered> {
+    ) -> Result<Option<Registered>> {
+        let mut discarded = Vec::new();
         let mut state = lock(&self.state);
+        if channels.iter().any(|key| !state.channels[*key].heard) {
+            return Ok(None);
+        }
+        for key in channels {
+            state.channels[*key].history.trim(now_ms(), &mut discarded);
+        }
         let (registered, replay) = state.replay(client.kind(), channels, resume);
         let mut memberships: SmallVec<[Membership; 1]> = SmallVec::new();
         for key in channels {
@@ -205,7 +424,8 @@ impl Hub {
             }
             return Err(refused);
         }
-        Ok(registered)
+        drop(state);
+        Ok(Some(registered))
     }
 
     /// Ends a client; ending it twice is no error. Gives whether it was registered.
@@ -277,19 +497,21 @@ impl State {
         channels: &[ChannelKey],
         resume: Resume,
     ) -> (Registered, Vec<Arc<Event>>) {
-        let newest = self.clock.last();
+        // The channels' own: on some buses the ids of one channel say nothing of another's.
+        let newest = channels.iter().map(|key| self.channels[*key].newest).max();
+        let cursor = newest.unwrap_or(self.clock.last());
         let last = match resume {
-            Resume::Fresh => return (Registered { cursor: newest, gap: None }, Vec::new()),
+            Resume::Fresh => return (Registered { cursor, gap: None }, Vec::new()),
             Resume::Unknown => {
                 let gap = Some(Gap::Unknown);
-                return (Registered { cursor: newest, gap }, Vec::new());
+                return (Registered { cursor, gap }, Vec::new());
             }
             Resume::After(last) => last,
         };
         let histories = || channels.iter().map(|key| &self.channels[*key].history);
-        let mut gap = histories().find_map(|history| history.gap_after(last, newest));
+        let mut gap = histories().find_map(|history| history.gap_after(last, self.clock.last()));
         if gap == Some(Gap::Future) {
-            return (Registered { cursor: newest, gap }, Vec::new());
+            return (Registered { cursor, gap }, Vec::new());
         }
         let mut replay: Vec<Arc<Event>> =
             histories().flat_map(|history| history.after(last)).map(Arc::clone).collect();
@@ -303,6 +525,29 @@ impl State {
         // Past what is lost already, so that a client that breaks off now is not told twice.
         let floor = histories().map(History::floor).min().unwrap_or(last);
         (Registered { cursor: last.max(floor), gap }, replay)
+    }
+
+    /// Remembers an event that has its place, and offers it to the clients.
+    fn accept(
+        &mut self,
+        key: ChannelKey,
+        id: EventId,
+        draft: Draft,
+        now: u64,
+        after: &mut Aftermath,
+    ) {
+        let channel = &mut self.channels[key];
+        let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))));
+        channel.newest = id;
+        channel.history.push(&event, now, &mut after.discarded);
+        channel.counters.published.fetch_add(1, Relaxed);
+        self.offer(key, &event, after);
+    }
+
+    fn offer(&mut self, key: ChannelKey, event: &Arc<Event>, after: &mut Aftermath) {
+        for client in self.channels[key].fan_out(event, after) {
+            self.remove(&client, Reason::Overflow, after);
+        }
     }
 
     fn remove(&mut self, client: &Arc<Client>, reason: Reason, after: &mut Aftermath) -> bool {
@@ -344,7 +589,6 @@ impl Channel {
                 break;
             }
         }
-        self.counters.published.fetch_add(1, Relaxed);
         self.counters.dropped.fetch_add(dropped, Relaxed);
         overflowed
     }
@@ -395,8 +639,10 @@ mod tests {
         resume: Resume,
     ) -> Result<(Arc<Client>, Registered)> {
         let client = Arc::new(Client::new(Kind::Stream, capacity, Overflow::Disconnect));
-        let registered = hub.register(&client, channels, resume, Box::new(()))?;
-        Ok((client, registered))
+        match hub.register(&client, channels, resume, Box::new(()))? {
+            Some(registered) => Ok((client, registered)),
+            None => Err(Error::Bus("not heard".to_owned())),
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
 
+pub mod bus;
 pub mod error;
 pub mod event;
 pub mod event_id;
@@ -28,6 +29,7 @@ pub mod metrics;
 pub mod process;
 pub mod queue;
 pub mod sync;
+pub mod ticket;
 pub mod timer;
 pub mod wake;
 

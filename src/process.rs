@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::bus::{Bus, Settings};
 use crate::error::Result;
 use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
@@ -14,7 +15,8 @@ use crate::timer::Timer;
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
-/// Held for a clone, by threads that hold the interpreter: so never across a fork.
+/// Held for a clone, by threads that hold the interpreter: so never across a fork. Threads of this
+/// library's own must not take it.
 static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
 
 /// How many forks lie between the first process and this one.
@@ -31,10 +33,20 @@ pub fn forked() {
 #[derive(Debug)]
 pub struct Process {
     generation: u64,
-    hub: Arc<Hub>,
+    /// The bus and the hub of all named channels, begun at the first of them.
+    named: OnceLock<Named>,
     /// Hubs of private channels, so that the end of the process reaches their clients too.
     private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
+}
+
+/// What all named channels of a process share.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// Delivers to the clients.
+    pub hub: Arc<Hub>,
+    /// Orders, stores, and brings in what others publish.
+    pub bus: Arc<dyn Bus>,
 }
 
 impl Process {
@@ -48,7 +60,7 @@ impl Process {
         }
         let process = Arc::new(Process {
             generation: generation(),
-            hub: Arc::default(),
+            named: OnceLock::new(),
             private: Mutex::default(),
             timer: OnceLock::new(),
         });
@@ -57,9 +69,21 @@ impl Process {
         process
     }
 
-    /// The hub of all named channels.
-    pub fn hub(&self) -> &Arc<Hub> {
-        &self.hub
+    /// The bus and its hub, if a named channel was used.
+    pub fn named(&self) -> Option<&Named> {
+        self.named.get()
+    }
+
+    /// The bus and its hub, begun by `settings` at the first call.
+    ///
+    /// # Errors
+    /// `Bus` for settings that cannot be.
+    pub fn open(&self, settings: &Settings) -> Result<&Named> {
+        if let Some(named) = self.named.get() {
+            return Ok(named);
+        }
+        let named = settings.open()?;
+        Ok(self.named.get_or_init(|| named))
     }
 
     /// A hub of its own for a private channel.
@@ -85,9 +109,12 @@ impl Process {
         Ok(self.timer.get_or_init(|| timer))
     }
 
-    /// Ends every client of every channel.
+    /// Ends every client of every channel, and the bus.
     pub fn close(&self, reason: Reason) {
-        self.hub.close(reason);
+        if let Some(named) = self.named.get() {
+            named.hub.close(reason);
+            named.bus.close();
+        }
         let private: Vec<_> = lock(&self.private).iter().filter_map(WeakHub::upgrade).collect();
         for hub in private {
             hub.close(reason);

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::hub::{ChannelKey, Hub, Membership};
 use crate::sync::lock;
-use crate::wake::{Token, Waiter, WakeBatch};
+use crate::timer::Timed;
+use crate::wake::{Park, Parked, Token, Waiter, WakeBatch, Wakeups};
 
 /// What reads a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,19 +72,6 @@ pub enum Taken {
     Empty,
     /// Nothing, and nothing will come.
     Closed,
-}
-
-/// Whether a waiter was parked.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Parked {
-    /// There is something to look at already; the waiter was not kept.
-    Ready,
-    /// The waiter will be woken; `arm` is when the timer must look after the client, if the
-    /// timer does not know of an early enough moment yet.
-    Waiting {
-        /// The moment to schedule.
-        arm: Option<Instant>,
-    },
 }
 
 /// A client of the hub: a bounded queue of events with its waiters.
@@ -348,9 +336,10 @@ impl Client {
         let is_its = self.hub.get().is_some_and(|its| std::ptr::eq(its.as_ptr(), &raw const **hub));
         is_its && lock(&self.state).memberships.iter().any(|its| its.channel == channel)
     }
+}
 
-    /// Parks a waiter, unless there is something to look at.
-    pub fn park(&self, waiter: Waiter) -> Parked {
+impl Park for Client {
+    fn park(&self, waiter: Waiter) -> Parked {
         let mut state = lock(&self.state);
         if !self.is_empty() || state.sender.is_none() {
             return Parked::Ready;
@@ -363,9 +352,9 @@ impl Client {
         Parked::Waiting { arm }
     }
 
-    /// Takes a waiter back. One that had been woken already passes its turn on, so that a
-    /// cancelled reader never swallows the wake-up of the next.
-    pub fn unpark(&self, token: Token, wakeups: &Arc<crate::wake::Wakeups>) {
+    /// One that had been woken already passes its turn on, so that a cancelled reader never
+    /// swallows the wake-up of the next.
+    fn unpark(&self, token: Token, wakeups: &Arc<Wakeups>) {
         let mut wakes = WakeBatch::default();
         {
             let mut state = lock(&self.state);
@@ -379,19 +368,17 @@ impl Client {
         wakes.flush();
     }
 
-    /// The moment that `park` asked for could not be scheduled: the next waiter asks again.
-    pub fn disarm(&self) {
+    fn disarm(&self) {
         lock(&self.state).timer_at = None;
     }
+}
 
-    /// Whether the timer has to look after it at `at`; if not, an earlier moment stands.
-    pub fn is_due_at(&self, at: Instant) -> bool {
+impl Timed for Client {
+    fn is_due_at(&self, at: Instant) -> bool {
         lock(&self.state).timer_at == Some(at)
     }
 
-    /// Called by the timer at a moment scheduled before: wakes whose deadline has passed and
-    /// says when to come again.
-    pub fn expire(&self, at: Instant, now: Instant, wakes: &mut WakeBatch) -> Option<Instant> {
+    fn expire(&self, at: Instant, now: Instant, wakes: &mut WakeBatch) -> Option<Instant> {
         let mut state = lock(&self.state);
         if state.timer_at != Some(at) {
             // An earlier moment was scheduled since; that one looks after this client.

@@ -13,9 +13,18 @@ use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::error::Result;
-use crate::queue::Client;
 use crate::sync::lock;
 use crate::wake::WakeBatch;
+
+/// Something that waits until a moment.
+pub trait Timed: std::fmt::Debug + Send + Sync {
+    /// Whether it has to be looked after at `at`; if not, an earlier moment stands.
+    fn is_due_at(&self, at: Instant) -> bool;
+
+    /// Called at a moment scheduled before: wakes whose deadline has passed and says when to come
+    /// again.
+    fn expire(&self, at: Instant, now: Instant, wakes: &mut WakeBatch) -> Option<Instant>;
+}
 
 /// Entries below which it is not worth looking for those of clients that left.
 const SWEEP_FLOOR: usize = 1024;
@@ -43,13 +52,13 @@ struct Heap {
 #[derive(Debug)]
 struct Entry {
     at: Instant,
-    client: Weak<Client>,
+    timed: Weak<dyn Timed>,
 }
 
 impl Entry {
-    /// Whether its client is there and no earlier moment has taken its place.
+    /// Whether it is there still and no earlier moment has taken its place.
     fn is_current(&self) -> bool {
-        self.client.upgrade().is_some_and(|client| client.is_due_at(self.at))
+        self.timed.upgrade().is_some_and(|timed| timed.is_due_at(self.at))
     }
 }
 
@@ -94,8 +103,8 @@ impl Timer {
         Timer { shared: Arc::new(Shared { heap: Mutex::new(heap), earlier: Notify::new() }) }
     }
 
-    /// Looks after `client` at `at`.
-    pub fn schedule(&self, at: Instant, client: Weak<Client>) {
+    /// Looks after `timed` at `at`.
+    pub fn schedule(&self, at: Instant, timed: Weak<dyn Timed>) {
         let earliest = {
             let mut heap = lock(&self.shared.heap);
             if heap.entries.len() >= heap.sweep_at {
@@ -103,7 +112,7 @@ impl Timer {
                 heap.sweep_at = SWEEP_FLOOR.max(2 * heap.entries.len());
             }
             let earliest = heap.entries.peek().is_none_or(|entry| at < entry.at);
-            heap.entries.push(Entry { at, client });
+            heap.entries.push(Entry { at, timed });
             earliest
         };
         if earliest {
@@ -137,8 +146,8 @@ impl Timer {
         }
         let mut wakes = WakeBatch::default();
         due.retain_mut(|entry| {
-            let Some(client) = entry.client.upgrade() else { return false };
-            match client.expire(entry.at, now, &mut wakes) {
+            let Some(timed) = entry.timed.upgrade() else { return false };
+            match timed.expire(entry.at, now, &mut wakes) {
                 Some(next) => {
                     entry.at = next;
                     true
@@ -159,9 +168,14 @@ impl Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::{Kind, Overflow, Parked};
-    use crate::wake::{Waiter, Wakeups};
+    use crate::queue::{Client, Kind, Overflow};
+    use crate::wake::{Park, Parked, Waiter, Wakeups};
     use std::time::Duration;
+
+    fn as_timed(client: &Arc<Client>) -> Weak<dyn Timed> {
+        let timed: Arc<dyn Timed> = Arc::clone(client) as _;
+        Arc::downgrade(&timed)
+    }
 
     fn client() -> Arc<Client> {
         Arc::new(Client::new(Kind::Queue, 1, Overflow::DropOldest))
@@ -180,7 +194,7 @@ mod tests {
             let Parked::Waiting { arm: Some(at) } = client.park(waiter) else {
                 unreachable!("an idle client parks its first waiter")
             };
-            timer.schedule(at, Arc::downgrade(client));
+            timer.schedule(at, as_timed(client));
         }
         tokio::time::sleep(Duration::from_millis(4_990)).await;
         assert_eq!(wakeups.take(), [] as [u64; 0]);
@@ -197,7 +211,7 @@ mod tests {
         let timer = Timer::idle();
         let far = Instant::now() + Duration::from_secs(86_400);
         for _ in 0..100_000 {
-            timer.schedule(far, Arc::downgrade(&client()));
+            timer.schedule(far, as_timed(&client()));
         }
         assert!(lock(&timer.shared.heap).entries.len() <= SWEEP_FLOOR);
     }
@@ -211,7 +225,7 @@ mod tests {
             let deadline = Some(start + Duration::from_secs(seconds));
             let waiter = Waiter { wakeups: Arc::clone(&wakeups), token: 1, deadline };
             if let Parked::Waiting { arm: Some(at) } = client.park(waiter) {
-                timer.schedule(at, Arc::downgrade(&client));
+                timer.schedule(at, as_timed(&client));
             }
             client.unpark(1, &wakeups);
         };

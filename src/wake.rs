@@ -13,6 +13,7 @@ use rustix::io::{Errno, read, write};
 
 use crate::error::Result;
 use crate::sync::lock;
+use crate::timer::Timed;
 
 /// Names a waiter within its loop; what it stands for only the loop knows.
 pub type Token = u64;
@@ -135,6 +136,31 @@ pub struct Waiter {
     pub token: Token,
     /// When to tell even though nothing came.
     pub deadline: Option<Instant>,
+}
+
+/// Whether a waiter was parked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// There is something to look at already; the waiter was not kept.
+    Ready,
+    /// The waiter will be woken; `arm` is when the timer must look after it, if the timer does not
+    /// know of an early enough moment yet.
+    Waiting {
+        /// The moment to schedule.
+        arm: Option<Instant>,
+    },
+}
+
+/// What a waiter can be parked on.
+pub trait Park: Timed {
+    /// Parks a waiter, unless there is something to look at.
+    fn park(&self, waiter: Waiter) -> Parked;
+
+    /// Takes a waiter back, whether it was woken or not.
+    fn unpark(&self, token: Token, wakeups: &Arc<Wakeups>);
+
+    /// The moment that `park` asked for could not be scheduled: the next waiter asks again.
+    fn disarm(&self) {}
 }
 
 /// Waiters to be woken once the locks are released, grouped by loop.

@@ -12,7 +12,7 @@ Importing starts nothing: no thread, no descriptor, neither Django nor gevent.
 
 from typing import NoReturn
 
-from ._sse_channel import ChannelClosed, __version__
+from ._sse_channel import BusError, ChannelClosed, __version__
 from .channel import SSEChannel, sse_channel, stats
 from .config import configure
 from .event import Event
@@ -20,6 +20,7 @@ from .queue import ClientQueue
 from .stream import EventStream
 
 __all__ = [
+    "BusError",
     "ChannelClosed",
     "ClientQueue",
     "Event",

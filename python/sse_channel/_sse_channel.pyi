@@ -12,6 +12,7 @@ from .stream import EventStream
 __all__ = [
     "HEARTBEAT",
     "RESET_EVENT",
+    "BusError",
     "Channel",
     "ChannelClosed",
     "Client",
@@ -19,6 +20,11 @@ __all__ = [
     "Queue",
     "Stream",
     "__version__",
+    "after_fork",
+    "before_fork",
+    "bus_figures",
+    "bus_url",
+    "check_bus",
     "close_all",
     "encode_frame",
     "figures",
@@ -33,6 +39,12 @@ HEARTBEAT: Final[bytes]
 
 RESET_EVENT: Final[str]
 """The event name that tells a client that it missed events it cannot be given."""
+
+class BusError(OSError):
+    """The bus cannot be used, or did not answer in time; the message says why and what to do.
+
+    An ``OSError``. Nothing was sent, unless the message says that it may have been.
+    """
 
 class ChannelClosed(Empty):
     """The queue is closed and nothing is left in it.
@@ -176,6 +188,7 @@ class Channel:
         retry: int | None,
         comment: str | None,
         limit: int,
+        timeout: float,
         message: object | None,
     ) -> str:
         """Encode, order and fan out an event; its id."""
@@ -217,8 +230,23 @@ class Parking:
 
     def __len__(self) -> int: ...
 
+def after_fork() -> None:
+    """Let the bus go on; called in the parent after a fork."""
+
+def before_fork() -> None:
+    """Have the bus let go of what a child must not inherit; called before a fork."""
+
+def bus_figures() -> dict[str, Any] | None:
+    """The figures of this process's bus, None while it uses none."""
+
+def bus_url() -> str | None:
+    """The URL, without a password, of the bus that this process uses; None while it uses none."""
+
+def check_bus(url: str) -> str | None:
+    """Why a bus URL cannot be used, or None."""
+
 def close_all() -> None:
-    """End every client of this process."""
+    """End every client of this process, and its bus."""
 
 def encode_frame(
     data: str | None,
@@ -237,6 +265,10 @@ def forked() -> None:
     """Forget the parent's clients, timer and bells; called in a forked child."""
 
 def register(
-    listener: Client, channels: list[Channel], last_event_id: str | None, retry: int
+    listener: Client,
+    channels: list[Channel],
+    last_event_id: str | None,
+    retry: int,
+    timeout: float,
 ) -> str | None:
     """Register with channels of one bus; why it does not get exactly what it missed, if so."""

@@ -130,6 +130,7 @@ class SSEChannel:
             retry=fields.retry,
             comment=fields.comment,
             limit=options().max_event_bytes,
+            timeout=options().publish_timeout,
             message=sent.data if self.name is None and fields.data is not None else None,
         )
 
@@ -158,7 +159,7 @@ class SSEChannel:
         check_text(last_event_id, "last_event_id")
         queue = ClientQueue(self._capacity, self._overflow)
         close_clients_at_exit()
-        _sse_channel.register(queue, [self._core], last_event_id, 0)
+        _sse_channel.register(queue, [self._core], last_event_id, 0, options().publish_timeout)
         return queue
 
     def unlisten(self, queue: object) -> None:
@@ -261,7 +262,13 @@ def stats() -> dict[str, Any]:
     channels = _sse_channel.figures()
     total: dict[str, Any] = {
         "process": os.getpid(),
-        "bus": {"url": options().bus, "lag": 0.0},
+        "bus": _sse_channel.bus_figures() or {
+            "url": options().bus,
+            "lag": 0.0,
+            "waiting": 0,
+            "connected": False,
+            "reconnects": 0,
+        },
         "clients": {"queue": 0, "stream": 0},
         "published": 0,
         "delivered": 0,

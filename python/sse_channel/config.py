@@ -7,27 +7,42 @@ Each option is looked up in this order; the first place that names it wins:
 3. Django's settings, ``SSE_CHANNEL = {"<OPTION>": ...}``, where Django is configured
 4. the default
 
-| option            | default       | meaning                                                |
-| ----------------- | ------------- | ------------------------------------------------------ |
-| `BUS`             | `memory://`   | where events are ordered and kept: this process        |
-| `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError` |
-| `RETRY`           | 3000          | milliseconds after which a browser reconnects          |
+| option            | default       | meaning                                                   |
+| ----------------- | ------------- | --------------------------------------------------------- |
+| `BUS`             | `memory://`   | where events are ordered and kept                         |
+| `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
+| `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
+| `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
+| `PUBLISH_TIMEOUT` | 10            | seconds that the bus may take to answer; else `BusError`  |
+| `RETRY`           | 3000          | milliseconds after which a browser reconnects             |
+
+`BUS` is `memory://` (this process), `local://` (every process of this project and user on this
+host), ``local:///a/directory`` (the same, in a directory of your choice) or
+``redis://[user:password@]host[:port][/db][?prefix=name]`` (any number of hosts; ``rediss://`` with
+TLS). The bus is begun at the first use of a channel with a name and stays for the life of the
+process.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any, NamedTuple
 
-__all__ = ["Options", "configure", "options"]
+from . import _sse_channel
+
+__all__ = ["Options", "bus_settings", "configure", "options"]
 
 
 class Options(NamedTuple):
     """The options in force."""
 
     bus: str = "memory://"
+    history_age: int = 86400
+    history_bytes: int = 64 << 20
     max_event_bytes: int = 1 << 20
+    publish_timeout: float = 10.0
     retry: int = 3000
 
 
@@ -37,6 +52,8 @@ class _InForce(NamedTuple):
     with_django: bool
 
 
+_SMALLEST = {"history_age": 1, "history_bytes": 1, "max_event_bytes": 1, "retry": 0}
+
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
 
@@ -44,31 +61,53 @@ _in_force: _InForce | None = None
 def configure(
     *,
     bus: str | None = None,
+    history_age: int | None = None,
+    history_bytes: int | None = None,
     max_event_bytes: int | None = None,
+    publish_timeout: float | None = None,
     retry: int | None = None,
 ) -> None:
     """Set options for this process, above the environment and Django's settings.
 
     Call it before the first use, in `settings.py` or at the top of a script. What is left out, or
     None, stays as it was. Options that are read later than a change see the change; streams that
-    are open keep what they were opened with.
+    are open keep what they were opened with. The bus and its history are begun once: after the
+    first use of a channel with a name they cannot be changed.
 
     Args:
-        bus: the URL of the bus; `memory://`, this process only.
+        bus: the URL of the bus.
+        history_age: seconds that an event is kept.
+        history_bytes: bytes of events kept for each channel.
         max_event_bytes: the largest event on the wire, in bytes.
+        publish_timeout: seconds that the bus may take to answer.
         retry: milliseconds after which a browser reconnects.
 
     Raises:
         TypeError: an option of the wrong type.
-        ValueError: a value that cannot be, named with its option; nothing is changed then.
+        ValueError: a value that cannot be, named with its option, or another bus than the one
+            that is in use; nothing is changed then.
     """
     global _in_force
-    given = {"bus": bus, "max_event_bytes": max_event_bytes, "retry": retry}
+    given = {
+        "bus": bus,
+        "history_age": history_age,
+        "history_bytes": history_bytes,
+        "max_event_bytes": max_event_bytes,
+        "publish_timeout": publish_timeout,
+        "retry": retry,
+    }
     checked = {
         name: _check(name, value, f"configure({name}=...)")
         for name, value in given.items()
         if value is not None
     }
+    if _sse_channel.bus_url() is not None:
+        for name in ("bus", "history_age", "history_bytes"):
+            if name in checked and checked[name] != getattr(options(), name):
+                raise ValueError(
+                    f"configure({name}=...) comes too late: this process uses the bus "
+                    f"{_sse_channel.bus_url()!r} already; call it before the first use of a channel"
+                )
     _configured.update(checked)
     _in_force = None
 
@@ -129,10 +168,11 @@ def _from_text(name: str, text: str, variable: str) -> object:
     if name == "bus":
         return text
     try:
-        return int(text)
+        return float(text) if name == "publish_timeout" else int(text)
     except ValueError:
+        kind = "number" if name == "publish_timeout" else "whole number"
         raise ValueError(
-            f"the environment variable {variable} must be a whole number, not {text!r}"
+            f"the environment variable {variable} must be a {kind}, not {text!r}"
         ) from None
 
 
@@ -140,14 +180,41 @@ def _check(name: str, value: object, place: str) -> object:
     if name == "bus":
         if not isinstance(value, str):
             raise TypeError(f"{place} must be a URL as str, not {type(value).__name__}")
-        if value != "memory://":
-            raise ValueError(
-                f"{place} is {value!r}, but the only bus of this version is 'memory://'"
-            )
+        problem = _sse_channel.check_bus(value)
+        if problem is not None:
+            # Without a password: errors end in logs.
+            shown = re.sub("//[^@/]*@", "//***@", value)
+            raise ValueError(f"{place} is {shown!r}, {problem}")
         return value
+    if name == "publish_timeout":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{place} must be a number of seconds, not {type(value).__name__}")
+        if not 0 < value <= 3600:
+            raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {value}")
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{place} must be an int, not {type(value).__name__}")
-    smallest = {"max_event_bytes": 1, "retry": 0}[name]
-    if not smallest <= value < 1 << 63:
-        raise ValueError(f"{place} must be at least {smallest} and below 2**63, not {value}")
+    if not _SMALLEST[name] <= value < 1 << 63:
+        raise ValueError(f"{place} must be at least {_SMALLEST[name]} and below 2**63, not {value}")
     return value
+
+
+def bus_settings() -> tuple[str, str, int, int]:
+    """What the extension begins the bus with: its URL, the project, and the history's limits."""
+    found = options()
+    return found.bus, _project(), found.history_age, found.history_bytes
+
+
+def _project() -> str:
+    """Name what all processes of this project have in common, and no other project has.
+
+    With Django that is the file of its settings, whatever directory a process was started in.
+    Without, it is the working directory at the first use.
+    """
+    conf = sys.modules.get("django.conf")
+    if conf is not None and (conf.settings.configured or "DJANGO_SETTINGS_MODULE" in os.environ):
+        module = sys.modules.get(getattr(conf.settings, "SETTINGS_MODULE", None) or "")
+        path = getattr(module, "__file__", None)
+        if path is not None:
+            return f"django {os.path.realpath(path)}"
+    return f"directory {os.path.realpath(os.getcwd())}"

@@ -102,7 +102,9 @@ def open_stream(
     first = None if initial is None else _first_payload(initial)
     stream = EventStream(capacity, overflow, heartbeat)
     close_clients_at_exit()
-    gap = _sse_channel.register(stream, list(channels), last_event_id, options().retry)
+    gap = _sse_channel.register(
+        stream, list(channels), last_event_id, options().retry, options().publish_timeout
+    )
     resumed = bool(last_event_id) and gap is None
     if first is not None and not resumed:
         stream._set_initial(first)

@@ -2,17 +2,20 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyWeakrefReference};
 
+use crate::bus::{Bus, Publication};
 use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
 use crate::hub::{ChannelFigures, ChannelKey, Hub, Resume};
 use crate::metrics::Reason;
 use crate::process::{self, Process};
+use crate::python::bus;
 use crate::python::client::{Client, Owner};
 use crate::python::message::utf8;
 use crate::python::stream::Stream;
@@ -22,7 +25,7 @@ use crate::sync::lock;
 /// A channel by name, or a private one without.
 #[pyclass(frozen, weakref, module = "sse_channel._sse_channel")]
 pub struct Channel {
-    name: Option<String>,
+    name: Option<Arc<str>>,
     history: usize,
     /// Where it is in this process; found anew after a fork. Held for a look.
     place: Mutex<Option<Place>>,
@@ -33,26 +36,36 @@ struct Place {
     generation: u64,
     hub: Arc<Hub>,
     key: ChannelKey,
+    /// `None` for a private channel: its hub orders and remembers.
+    bus: Option<Arc<dyn Bus>>,
 }
 
 impl Channel {
-    fn place(&self) -> Place {
-        let mut place = lock(&self.place);
-        if let Some(known) = place.as_ref() {
+    fn place(&self, py: Python<'_>) -> PyResult<Place> {
+        if let Some(known) = lock(&self.place).as_ref() {
             if known.generation == process::generation() {
-                return known.clone();
+                return Ok(known.clone());
             }
         }
-        let process = Process::current();
-        let hub = match self.name {
-            Some(_) => Arc::clone(process.hub()),
-            None => process.private_hub(),
+        let (hub, bus) = match self.name {
+            Some(_) => {
+                let named = bus::named(py)?;
+                (named.hub, Some(named.bus))
+            }
+            None => (Process::current().private_hub(), None),
         };
         let key = hub.channel(self.name.as_deref().unwrap_or_default(), self.history);
-        let found = Place { generation: process::generation(), hub, key };
+        let mut place = lock(&self.place);
+        if let Some(known) = place.as_ref() {
+            // Another thread was here meanwhile.
+            if known.generation == process::generation() {
+                return Ok(known.clone());
+            }
+        }
+        let found = Place { generation: process::generation(), hub, key, bus };
         // The parent's hub is left as it is: dropping it would touch its locks.
         std::mem::forget(place.replace(found.clone()));
-        found
+        Ok(found)
     }
 }
 
@@ -71,7 +84,7 @@ impl Channel {
     #[new]
     fn new(name: Option<&Bound<'_, PyString>>, history: usize) -> PyResult<Channel> {
         let name = name.map(|name| utf8(name, "the channel's name")).transpose()?;
-        Ok(Channel { name: name.map(str::to_owned), history, place: Mutex::new(None) })
+        Ok(Channel { name: name.map(Arc::from), history, place: Mutex::new(None) })
     }
 
     #[getter]
@@ -80,39 +93,50 @@ impl Channel {
     }
 
     /// Encodes and publishes; gives the event's id.
-    #[pyo3(signature = (data, *, json, event, retry, comment, limit, message))]
+    #[pyo3(signature = (data, *, json, event, retry, comment, limit, timeout, message))]
     #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
     fn publish(
         &self,
+        py: Python<'_>,
         data: Option<&Bound<'_, PyString>>,
         json: bool,
         event: Option<&Bound<'_, PyString>>,
         retry: Option<u64>,
         comment: Option<&Bound<'_, PyString>>,
         limit: usize,
+        timeout: f64,
         message: Option<Py<PyAny>>,
     ) -> PyResult<String> {
         let fields = fields(data, event, retry, comment)?;
-        let draft = Draft {
-            has_message: fields.data.is_some(),
-            body: Some(Body::encode(&fields, limit)?),
-            format: if json { Format::Json } else { Format::Text },
-            decoded: message.map(|message| Box::new(message) as _),
+        let body = Body::encode(&fields, limit)?;
+        let format = if json { Format::Json } else { Format::Text };
+        let place = self.place(py)?;
+        let id = match (&self.name, &place.bus) {
+            (Some(name), Some(bus)) => {
+                let channel = Arc::clone(name);
+                let publication = Publication { channel, history: self.history, body, format };
+                bus::publish(py, bus, publication, Duration::from_secs_f64(timeout))?
+            }
+            _ => {
+                let has_message = body.has_data();
+                let decoded = message.map(|message| Box::new(message) as _);
+                let draft = Draft { body: Some(body), format, has_message, decoded };
+                place.hub.publish(place.key, draft)?
+            }
         };
-        let place = self.place();
-        Ok(place.hub.publish(place.key, draft)?.to_string())
+        Ok(id.to_string())
     }
 
     /// Publishes an object that has no wire form to the queues of a private channel; None, and
     /// nothing sent, when streams are open that could not have it.
-    fn publish_object(&self, message: Py<PyAny>) -> PyResult<Option<String>> {
+    fn publish_object(&self, py: Python<'_>, message: Py<PyAny>) -> PyResult<Option<String>> {
         let draft = Draft {
             body: None,
             format: Format::Json,
             has_message: true,
             decoded: Some(Box::new(message)),
         };
-        let place = self.place();
+        let place = self.place(py)?;
         match place.hub.publish(place.key, draft) {
             Ok(id) => Ok(Some(id.to_string())),
             Err(Error::NotEncodable) => Ok(None),
@@ -120,13 +144,13 @@ impl Channel {
         }
     }
 
-    fn listener_count(&self) -> usize {
-        let place = self.place();
-        place.hub.client_count(place.key)
+    fn listener_count(&self, py: Python<'_>) -> PyResult<usize> {
+        let place = self.place(py)?;
+        Ok(place.hub.client_count(place.key))
     }
 
     fn listeners<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let place = self.place();
+        let place = self.place(py)?;
         let clients = place.hub.clients(place.key);
         let owners = clients.iter().filter_map(|client| {
             client.with_owner(|owner| owner?.downcast_ref::<Owner>()?.upgrade(py))
@@ -134,17 +158,17 @@ impl Channel {
         PyList::new(py, owners.collect::<Vec<_>>())
     }
 
-    fn has_listener(&self, client: &Client) -> bool {
-        let place = self.place();
-        !client.is_foreign() && place.hub.has_client(place.key, &client.core)
+    fn has_listener(&self, py: Python<'_>, client: &Client) -> PyResult<bool> {
+        let place = self.place(py)?;
+        Ok(!client.is_foreign() && place.hub.has_client(place.key, &client.core))
     }
 
-    fn unlisten(&self, client: &Client) -> bool {
-        self.has_listener(client) && client.end(Reason::Closed)
+    fn unlisten(&self, py: Python<'_>, client: &Client) -> PyResult<bool> {
+        Ok(self.has_listener(py, client)? && client.end(Reason::Closed))
     }
 
     fn figures<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let place = self.place();
+        let place = self.place(py)?;
         as_dict(py, &place.hub.figures(place.key))
     }
 }
@@ -186,8 +210,11 @@ pub fn register(
     channels: Vec<Bound<'_, Channel>>,
     last_event_id: Option<&Bound<'_, PyString>>,
     retry: u64,
+    timeout: f64,
 ) -> PyResult<Option<&'static str>> {
-    let places: Vec<Place> = channels.iter().map(|channel| channel.get().place()).collect();
+    let py = listener.py();
+    let places = channels.iter().map(|channel| channel.get().place(py));
+    let places = places.collect::<PyResult<Vec<Place>>>()?;
     let Some(first) = places.first() else {
         return Err(PyTypeError::new_err("name at least one channel"));
     };
@@ -204,12 +231,21 @@ pub fn register(
     };
     let client = listener.get();
     let stream = listener.cast::<Stream>().ok();
-    let owner = match client.core.kind() {
-        Kind::Queue => Owner::Queue(listener.clone().into_any().unbind()),
-        Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
-    };
     let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
-    let registered = first.hub.register(&client.core, &keys, resume, Box::new(owner))?;
+    let timeout = Duration::from_secs_f64(timeout);
+    let registered = loop {
+        if let Some(bus) = &first.bus {
+            bus::prepare(py, bus, &keys, resume, timeout)?;
+        }
+        let owner = match client.core.kind() {
+            Kind::Queue => Owner::Queue(listener.clone().into_any().unbind()),
+            Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
+        };
+        // None: between the two the bus let go of a channel that had no client.
+        if let Some(done) = first.hub.register(&client.core, &keys, resume, Box::new(owner))? {
+            break done;
+        }
+    };
     let reason = registered.gap.map(|gap| gap.reason());
     client.set_reset(reason);
     if let Some(stream) = stream {
@@ -223,8 +259,10 @@ pub fn register(
 #[pyfunction]
 pub fn figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let all = PyDict::new(py);
-    for channel in Process::current().hub().all_figures() {
-        all.set_item(&*channel.name, as_dict(py, &channel)?)?;
+    if let Some(named) = Process::current().named() {
+        for channel in named.hub.all_figures() {
+            all.set_item(&*channel.name, as_dict(py, &channel)?)?;
+        }
     }
     Ok(all)
 }

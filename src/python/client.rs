@@ -10,8 +10,9 @@ use pyo3::types::PyWeakrefReference;
 use crate::metrics::Reason;
 use crate::process::{self, Process};
 use crate::python::parking::Parking;
-use crate::queue::{Client as Core, Kind, Overflow, Parked};
-use crate::wake::{Token, Waiter};
+use crate::python::wait;
+use crate::queue::{Client as Core, Kind, Overflow};
+use crate::wake::Token;
 
 /// Longer waits are for ever: the clock's arithmetic ends before ten thousand years do.
 const FOR_EVER: f64 = 1e9;
@@ -113,53 +114,21 @@ impl Client {
             return false;
         }
         match self.core.hub() {
-            Some(hub) => hub.unregister(&self.core, reason),
+            Some(hub) => {
+                let was_registered = hub.unregister(&self.core, reason);
+                if let Some(named) = Process::current().named() {
+                    if was_registered && Arc::ptr_eq(&named.hub, &hub) {
+                        named.bus.left();
+                    }
+                }
+                was_registered
+            }
             None => {
                 let mut wakes = crate::wake::WakeBatch::default();
                 self.core.leave(&mut wakes);
                 wakes.flush();
                 false
             }
-        }
-    }
-
-    /// Parks a waiter of `parking` until something comes or `deadline`; the timer knows of it.
-    pub fn park(
-        &self,
-        parking: &Parking,
-        waiter: Py<PyAny>,
-        deadline: Option<Instant>,
-    ) -> PyResult<Option<Token>> {
-        let token = parking.add(waiter);
-        let wakeups = Arc::clone(parking.wakeups());
-        match self.core.park(Waiter { wakeups, token, deadline }) {
-            Parked::Ready => {
-                parking.remove(token);
-                return Ok(None);
-            }
-            Parked::Waiting { arm: None } => {}
-            Parked::Waiting { arm: Some(at) } => {
-                if let Err(error) = self.schedule(at) {
-                    self.core.disarm();
-                    self.unpark(parking, token);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(Some(token))
-    }
-
-    #[inline(never)]
-    fn schedule(&self, at: Instant) -> PyResult<()> {
-        Process::current().timer()?.schedule(at, Arc::downgrade(&self.core));
-        Ok(())
-    }
-
-    /// Takes a waiter back, whether it was woken or not.
-    pub fn unpark(&self, parking: &Parking, token: Token) {
-        parking.remove(token);
-        if !self.is_foreign() {
-            self.core.unpark(token, parking.wakeups());
         }
     }
 }
@@ -212,10 +181,15 @@ impl Client {
             return Ok(None);
         }
         let timeout = duration(timeout, "timeout")?;
-        self.park(parking, future, timeout.and_then(|wait| Instant::now().checked_add(wait)))
+        let deadline = timeout.and_then(|wait| Instant::now().checked_add(wait));
+        wait::park(&self.core, parking, future, deadline)
     }
 
     fn _unpark(&self, parking: &Parking, token: Token) {
-        self.unpark(parking, token);
+        if self.is_foreign() {
+            parking.remove(token);
+        } else {
+            wait::unpark(&self.core, parking, token);
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Error;
 
 static EMPTY: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static FULL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static BUS_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static CHANNEL_CLOSED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 
 /// `queue.Empty`, which `gevent.queue.Empty` is as well.
@@ -38,6 +39,32 @@ pub fn channel_closed(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
     Ok(class.bind(py).clone())
 }
 
+/// The class `BusError`, an `OSError`.
+pub fn bus_error(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    let class = BUS_ERROR.get_or_try_init(py, || {
+        let base = py.get_type::<PyOSError>();
+        PyErr::new_type(
+            py,
+            c"sse_channel.BusError",
+            Some(
+                c"The bus cannot be used, or did not answer in time; the message says why and what \
+                to do.\n\nAn ``OSError``. Nothing was sent, unless the message says that it may \
+                have been.",
+            ),
+            Some(&base),
+            None,
+        )
+    })?;
+    Ok(class.bind(py).clone())
+}
+
+fn bus(py: Python<'_>, message: String) -> PyErr {
+    match bus_error(py) {
+        Ok(class) => PyErr::from_type(class, message),
+        Err(error) => error,
+    }
+}
+
 /// `ChannelClosed` with a message.
 pub fn closed(py: Python<'_>, message: &'static str) -> PyErr {
     match channel_closed(py) {
@@ -63,6 +90,7 @@ impl From<Error> for PyErr {
                 PyValueError::new_err(error.to_string())
             }
             Error::NotEncodable => PyTypeError::new_err(error.to_string()),
+            Error::Bus(message) => Python::attach(|py| bus(py, message)),
             Error::Full => Python::attach(full),
             Error::Closed => Python::attach(|py| closed(py, "the queue is closed")),
             Error::Io(error) => PyOSError::new_err((error.raw_os_error(), error.to_string())),

@@ -3,6 +3,7 @@
 //! gevent is never imported from here. Once somebody else has, its hub of this thread (if there
 //! is one) is asked to watch one descriptor for all of the thread's waiting greenlets.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use pyo3::intern;
@@ -10,9 +11,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyWeakrefReference;
 
-use crate::python::client::Client;
 use crate::python::parking::Parking;
-use crate::wake::Token;
+use crate::python::wait;
+use crate::wake::{Park, Token};
 
 struct Gevent {
     get_hub_if_exists: Py<PyAny>,
@@ -88,11 +89,11 @@ pub fn caller(py: Python<'_>) -> PyResult<Caller<'_>> {
 }
 
 impl<'py> Greenlet<'py> {
-    /// Lets the hub run others until the client has something, `deadline` has passed or the
+    /// Lets the hub run others until there is something, `deadline` has passed or the
     /// greenlet is switched to by somebody else; the caller looks which.
-    pub fn wait(self, client: &Client, deadline: Option<Instant>) -> PyResult<()> {
+    pub fn wait<T: Park + 'static>(self, on: &Arc<T>, deadline: Option<Instant>) -> PyResult<()> {
         let py = self.hub.py();
-        let Some((parking, token)) = self.park(client, deadline)? else { return Ok(()) };
+        let Some((parking, token)) = self.park(on, deadline)? else { return Ok(()) };
         // Straight to the next greenlet of this turn, if there is one: by way of the hub it would
         // cost two switches instead of one.
         let resumed = match parking.get().next_in_turn() {
@@ -100,7 +101,7 @@ impl<'py> Greenlet<'py> {
             None => self.hub.call_method0(intern!(py, "switch")),
         };
         if parking.get().remove(token).is_some() {
-            gave_up(client, &parking, token)?;
+            gave_up(on, &parking, token)?;
         }
         resumed.map(drop)
     }
@@ -108,18 +109,18 @@ impl<'py> Greenlet<'py> {
     // What a greenlet has on the C stack while it waits is copied at every switch: what is done
     // before and after is kept out of that frame.
     #[inline(never)]
-    fn park(
+    fn park<T: Park + 'static>(
         &self,
-        client: &Client,
+        on: &Arc<T>,
         deadline: Option<Instant>,
     ) -> PyResult<Option<(Bound<'py, Parking>, Token)>> {
         let parking = self.parking()?;
         let current = self.current.clone().unbind();
-        let Some(token) = client.park(parking.get(), current, deadline)? else {
+        let Some(token) = wait::park(on, parking.get(), current, deadline)? else {
             return Ok(None);
         };
         if let Err(error) = parking.get().watch_while_waiting(self.hub.py()) {
-            client.unpark(parking.get(), token);
+            wait::unpark(on, parking.get(), token);
             return Err(error);
         }
         Ok(Some((parking, token)))
@@ -160,8 +161,8 @@ fn parking_of<'py>(hub: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, Parkin
 /// Killed, timed out by gevent, or switched to by a stranger: not by us.
 #[cold]
 #[inline(never)]
-fn gave_up(client: &Client, parking: &Bound<'_, Parking>, token: Token) -> PyResult<()> {
-    client.unpark(parking.get(), token);
+fn gave_up<T: Park>(on: &Arc<T>, parking: &Bound<'_, Parking>, token: Token) -> PyResult<()> {
+    wait::unpark(on, parking.get(), token);
     parking.get().watch_while_waiting(parking.py())
 }
 

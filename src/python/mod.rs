@@ -1,5 +1,6 @@
 //! The extension module `sse_channel._sse_channel`.
 
+mod bus;
 mod channel;
 mod client;
 mod errors;
@@ -19,6 +20,8 @@ mod _sse_channel {
     use pyo3::types::PyDict;
 
     #[pymodule_export]
+    use super::bus::{after_fork, before_fork, bus_figures, bus_url, check_bus};
+    #[pymodule_export]
     use super::channel::{Channel, close_all, encode_frame, figures, register};
     #[pymodule_export]
     use super::client::Client;
@@ -33,11 +36,14 @@ mod _sse_channel {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
         module.add("ChannelClosed", errors::channel_closed(py)?)?;
+        module.add("BusError", errors::bus_error(py)?)?;
         module.add("HEARTBEAT", crate::frame::HEARTBEAT)?;
         module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.
         let hooks = PyDict::new(py);
+        hooks.set_item("before", module.getattr("before_fork")?)?;
+        hooks.set_item("after_in_parent", module.getattr("after_fork")?)?;
         hooks.set_item("after_in_child", module.getattr("forked")?)?;
         py.import("os")?.getattr("register_at_fork")?.call((), Some(&hooks))?;
         Ok(())

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use slab::Slab;
 
 use crate::process;
-use crate::python::greenlets;
+use crate::python::{bus, greenlets};
 use crate::sync::lock;
 use crate::wake::{Token, Wakeups};
 
@@ -276,5 +276,6 @@ fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
 #[pyfunction]
 pub fn forked(py: Python<'_>) -> PyResult<()> {
     process::forked();
+    bus::forked();
     greenlets::forked(py)
 }

@@ -1,6 +1,6 @@
 //! Waiting for a client to have something, in the way of the caller, with the GIL released.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -8,10 +8,77 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::process::Process;
 use crate::python::client::Client;
 use crate::python::greenlets::{Caller, caller};
-use crate::queue::{Parked, Taken};
-use crate::wake::{Waiter, Wakeups};
+use crate::python::parking::Parking;
+use crate::queue::Taken;
+use crate::wake::{Park, Parked, Token, Waiter, Wakeups};
+
+/// Parks a greenlet or a future until something comes or `deadline`; the timer knows of it.
+pub fn park<T: Park + 'static>(
+    on: &Arc<T>,
+    parking: &Parking,
+    waiter: Py<PyAny>,
+    deadline: Option<Instant>,
+) -> PyResult<Option<Token>> {
+    let token = parking.add(waiter);
+    let wakeups = Arc::clone(parking.wakeups());
+    match on.park(Waiter { wakeups, token, deadline }) {
+        Parked::Ready => {
+            parking.remove(token);
+            return Ok(None);
+        }
+        Parked::Waiting { arm: None } => {}
+        Parked::Waiting { arm: Some(at) } => {
+            if let Err(error) = schedule(on, at) {
+                on.disarm();
+                unpark(on, parking, token);
+                return Err(error);
+            }
+        }
+    }
+    Ok(Some(token))
+}
+
+#[inline(never)]
+fn schedule<T: Park + 'static>(on: &Arc<T>, at: Instant) -> PyResult<()> {
+    let weak: Weak<T> = Arc::downgrade(on);
+    Process::current().timer()?.schedule(at, weak);
+    Ok(())
+}
+
+/// Takes a waiter back, whether it was woken or not.
+pub fn unpark<T: Park>(on: &Arc<T>, parking: &Parking, token: Token) {
+    parking.remove(token);
+    on.unpark(token, parking.wakeups());
+}
+
+/// Waits once, in the way of the caller, until something may be there or `deadline`. `block` is
+/// how a thread does that.
+pub fn once<T, R, B>(
+    py: Python<'_>,
+    on: &Arc<T>,
+    deadline: Option<Instant>,
+    block: B,
+) -> PyResult<()>
+where
+    T: Park + 'static,
+    B: FnOnce(Instant) -> R + Send,
+    R: Send,
+{
+    match caller(py)? {
+        Caller::Greenlet(greenlet) => greenlet.wait(on, deadline),
+        Caller::Thread if is_main_thread() => wait_for_signals_too(py, on, deadline),
+        // A hub's callback cannot let others run: it waits as a thread.
+        Caller::Thread | Caller::Hub => {
+            // Without an end, in pieces: the caller looks and comes again.
+            let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            py.detach(|| block(until));
+            Ok(())
+        }
+    }
+}
 
 /// Takes the oldest event, waiting up to `timeout` (for ever without one).
 ///
@@ -34,8 +101,8 @@ fn take_later(py: Python<'_>, client: &Client, timeout: Option<Duration>) -> PyR
     loop {
         match caller(py)? {
             Caller::Hub => return Ok(Taken::Empty),
-            Caller::Greenlet(greenlet) => greenlet.wait(client, deadline)?,
-            Caller::Thread if is_main_thread() => wait_for_signals_too(py, client, deadline)?,
+            Caller::Greenlet(greenlet) => greenlet.wait(&client.core, deadline)?,
+            Caller::Thread if is_main_thread() => wait_for_signals_too(py, &client.core, deadline)?,
             Caller::Thread => return Ok(block_thread(py, client, deadline)),
         }
         if client.is_foreign() {
@@ -71,15 +138,15 @@ fn is_main_thread() -> bool {
 
 /// Waits in `poll`, which a signal interrupts: a futex, as in crossbeam's receive, is resumed.
 #[inline(never)]
-fn wait_for_signals_too(
+fn wait_for_signals_too<T: Park>(
     py: Python<'_>,
-    client: &Client,
+    on: &Arc<T>,
     deadline: Option<Instant>,
 ) -> PyResult<()> {
     const TOKEN: u64 = 0;
     let wakeups = Arc::new(Wakeups::new()?);
     let waiter = Waiter { wakeups: Arc::clone(&wakeups), token: TOKEN, deadline: None };
-    if client.core.park(waiter) == Parked::Ready {
+    if on.park(waiter) == Parked::Ready {
         return Ok(());
     }
     let waited = loop {
@@ -100,6 +167,6 @@ fn wait_for_signals_too(
             Err(errno) => break Err(Error::from(errno).into()),
         }
     };
-    client.core.unpark(TOKEN, &wakeups);
+    on.unpark(TOKEN, &wakeups);
     waited
 }

@@ -1,0 +1,133 @@
+//! The bus: orders, numbers and stores events, and brings them to the hub of every process.
+
+pub mod memory;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::event::Format;
+use crate::event_id::EventId;
+use crate::frame::Body;
+use crate::history::Limits;
+use crate::hub::{ChannelKey, Hub, Resume};
+use crate::process::Named;
+use crate::ticket::Answering;
+
+pub use memory::MemoryBus;
+
+/// An event on its way to the bus.
+#[derive(Debug)]
+pub struct Publication {
+    /// The channel's name.
+    pub channel: Arc<str>,
+    /// Events that the channel is to remember at least.
+    pub history: usize,
+    /// The encoded event.
+    pub body: Body,
+    /// How a reader gets the message back.
+    pub format: Format,
+}
+
+/// Something the bus does at once, or has to wait for.
+#[derive(Debug)]
+pub enum Attempt<T> {
+    /// Done, in one way or the other.
+    Done(Result<EventId>),
+    /// It would have to wait: given back.
+    Waits(T),
+}
+
+/// Figures of the bus as this process sees it.
+#[derive(Clone, Debug, Default)]
+pub struct BusFigures {
+    /// Seconds between the ordering of the newest event that arrived and its delivery here.
+    pub lag: f64,
+    /// Publishes that wait for the bus.
+    pub waiting: usize,
+    /// Whether the bus can be reached.
+    pub connected: bool,
+    /// How often a connection or a store was lost and found again.
+    pub reconnects: u64,
+}
+
+/// What a process must know to take part in a bus.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `memory://`, `local://…` or `redis://…`.
+    pub url: String,
+    /// What all processes of a project have in common and no other project has.
+    pub project: String,
+    /// What bounds the history of each channel.
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// Whether the URL names a bus.
+    ///
+    /// # Errors
+    /// `Bus` with what is wrong with it.
+    pub fn check(&self) -> Result<()> {
+        self.open().map(drop)
+    }
+
+    /// The bus, which touches nothing yet, and its hub.
+    ///
+    /// # Errors
+    /// `Bus` with what is wrong with the URL.
+    pub fn open(&self) -> Result<Named> {
+        let (scheme, _rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
+        match scheme {
+            "memory" if self.url == "memory://" => {
+                let hub = Arc::new(Hub::new(self.limits, true));
+                Ok(Named { bus: Arc::new(MemoryBus::new(Arc::clone(&hub))), hub })
+            }
+            _ => Err(Error::Bus(
+                "which is no bus: name memory://, local://, local:///a/directory or \
+                 redis://host:port/db"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+/// What every bus does. It delivers to the one hub that it was made with.
+///
+/// None of it needs the interpreter, so that a caller who holds it can wait elsewhere.
+pub trait Bus: fmt::Debug + Send + Sync {
+    /// The URL without a password.
+    fn url(&self) -> &str;
+
+    /// Publishes without waiting for anything but a processor, and delivers in this process; or
+    /// gives it back.
+    fn try_publish(&self, publication: Publication) -> Attempt<Publication>;
+
+    /// Publishes from a thread of the bus's own, and answers when the event is ordered and
+    /// stored. Publications of one process keep their order.
+    fn publish(&self, publication: Publication, answering: Answering);
+
+    /// Brings the hub to where a client of `channels` can register and resume, or gives `()` back
+    /// when that has to be waited for. Gives the newest id.
+    fn try_prepare(&self, channels: &[ChannelKey], resume: Resume) -> Attempt<()>;
+
+    /// The same from a thread of the bus's own.
+    fn prepare(&self, channels: Vec<ChannelKey>, resume: Resume, answering: Answering);
+
+    /// A client is gone: channels without any need not be heard any more.
+    fn left(&self);
+
+    /// Why a publication was not answered in time, for the one who waited.
+    fn excuse(&self) -> String;
+
+    /// Its figures.
+    fn figures(&self) -> BusFigures;
+
+    /// Before a fork: lets go of what must not be inherited, and begins nothing until `forked`.
+    fn before_fork(&self) {}
+
+    /// After a fork, in the process that goes on with it.
+    fn after_fork(&self) {}
+
+    /// Ends it: who waits gets an error, other processes are told.
+    fn close(&self);
+}
