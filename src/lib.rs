@@ -14,6 +14,8 @@
 //! | `hub` | channels, their order, registration and fan-out |
 //! | `wake` | one bell per event loop |
 //! | `timer` | deadlines of all waits, one thread per process |
+//! | `bus/` | what orders, numbers and stores events, and brings them to every process |
+//! | `runtime` | the thread that waits on sockets |
 //! | `process` | what belongs to one process id and not to its forks |
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
@@ -28,6 +30,7 @@ pub mod hub;
 pub mod metrics;
 pub mod process;
 pub mod queue;
+pub mod runtime;
 pub mod sync;
 pub mod ticket;
 pub mod timer;

@@ -10,6 +10,7 @@ use crate::bus::{Bus, Settings};
 use crate::error::Result;
 use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
+use crate::runtime::Runtime;
 use crate::sync::lock;
 use crate::timer::Timer;
 
@@ -38,6 +39,7 @@ pub struct Process {
     /// Hubs of private channels, so that the end of the process reaches their clients too.
     private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
+    runtime: Runtime,
 }
 
 /// What all named channels of a process share.
@@ -63,6 +65,7 @@ impl Process {
             named: OnceLock::new(),
             private: Mutex::default(),
             timer: OnceLock::new(),
+            runtime: Runtime::default(),
         });
         // The parent's state is left as it is: dropping it would touch its locks.
         std::mem::forget(current.replace(Arc::clone(&process)));
@@ -82,7 +85,7 @@ impl Process {
         if let Some(named) = self.named.get() {
             return Ok(named);
         }
-        let named = settings.open()?;
+        let named = settings.open(&self.runtime)?;
         Ok(self.named.get_or_init(|| named))
     }
 
@@ -109,7 +112,15 @@ impl Process {
         Ok(self.timer.get_or_init(|| timer))
     }
 
-    /// Ends every client of every channel, and the bus.
+    /// The way to the runtime that waits on sockets, started at the first call.
+    ///
+    /// # Errors
+    /// `Io` when the machine gives no thread, `Bus` when the process is ending.
+    pub fn runtime(&self) -> Result<tokio::runtime::Handle> {
+        self.runtime.handle()
+    }
+
+    /// Ends every client of every channel, the bus and the runtime.
     pub fn close(&self, reason: Reason) {
         if let Some(named) = self.named.get() {
             named.hub.close(reason);
@@ -119,5 +130,6 @@ impl Process {
         for hub in private {
             hub.close(reason);
         }
+        self.runtime.shut_down();
     }
 }

@@ -189,6 +189,11 @@ impl Answering {
         self.0.as_ref().is_some_and(|ticket| ticket.claim())
     }
 
+    /// Whether nobody waits for it any more.
+    pub fn is_withdrawn(&self) -> bool {
+        self.0.as_ref().is_none_or(|ticket| matches!(lock(&ticket.state).phase, Phase::Over))
+    }
+
     /// Gives the answer; the waiter is woken with the batch.
     pub fn answer(mut self, answer: Result<EventId>, wakes: &mut WakeBatch) {
         if let Some(ticket) = self.0.take() {
@@ -230,7 +235,8 @@ mod tests {
         let (ticket, answering) = Answering::new();
         let soon = Instant::now() + Duration::from_millis(1);
         assert!(ticket.wait_until(soon).is_none());
-        assert!(ticket.withdraw() && !answering.claim());
+        assert!(!answering.is_withdrawn());
+        assert!(ticket.withdraw() && !answering.claim() && answering.is_withdrawn());
         answering.answer(Ok(ID), &mut WakeBatch::default());
         assert!(ticket.take().is_none());
     }

@@ -1,6 +1,7 @@
 //! The bus: orders, numbers and stores events, and brings them to the hub of every process.
 
 pub mod memory;
+pub mod redis;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +13,11 @@ use crate::frame::Body;
 use crate::history::Limits;
 use crate::hub::{ChannelKey, Hub, Resume};
 use crate::process::Named;
+use crate::runtime::Runtime;
 use crate::ticket::Answering;
 
 pub use memory::MemoryBus;
+pub use redis::RedisBus;
 
 /// An event on its way to the bus.
 #[derive(Debug)]
@@ -68,19 +71,25 @@ impl Settings {
     /// # Errors
     /// `Bus` with what is wrong with it.
     pub fn check(&self) -> Result<()> {
-        self.open().map(drop)
+        self.open(&Runtime::default()).map(drop)
     }
 
-    /// The bus, which touches nothing yet, and its hub.
+    /// The bus, which touches nothing yet, and its hub. What it does later, it does on `runtime`.
     ///
     /// # Errors
     /// `Bus` with what is wrong with the URL.
-    pub fn open(&self) -> Result<Named> {
+    pub fn open(&self, runtime: &Runtime) -> Result<Named> {
         let (scheme, _rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
         match scheme {
             "memory" if self.url == "memory://" => {
                 let hub = Arc::new(Hub::new(self.limits, true));
                 Ok(Named { bus: Arc::new(MemoryBus::new(Arc::clone(&hub))), hub })
+            }
+            "redis" | "rediss" => {
+                let hub = Arc::new(Hub::new(self.limits, false));
+                let (of_bus, runtime) = (Arc::clone(&hub), runtime.clone());
+                let bus = Arc::new(RedisBus::new(&self.url, self.limits, of_bus, runtime)?);
+                Ok(Named { bus, hub })
             }
             _ => Err(Error::Bus(
                 "which is no bus: name memory://, local://, local:///a/directory or \

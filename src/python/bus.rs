@@ -31,7 +31,9 @@ pub fn named(py: Python<'_>) -> PyResult<Named> {
         py.import("sse_channel.config")?.getattr("bus_settings")?.call0()?.extract()?;
     match process.open(&settings) {
         Ok(named) => Ok(named.clone()),
-        Err(error) => Err(PyValueError::new_err(format!("the bus cannot be begun: BUS names something {error}"))),
+        Err(error) => Err(PyValueError::new_err(format!(
+            "the bus cannot be begun: BUS names something {error}"
+        ))),
     }
 }
 

@@ -1,0 +1,86 @@
+//! The runtime of this process for everything that waits on a socket: one thread, begun at first
+//! use.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::runtime::{Builder, Handle};
+
+use crate::error::{Error, Result};
+use crate::sync::lock;
+
+/// Threads for what only blocks, such as looking up a host's name.
+const BLOCKING_THREADS: usize = 2;
+
+/// A share in the runtime of one process. A forked child makes its own.
+#[derive(Clone, Debug, Default)]
+pub struct Runtime(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Held for the start, for the end and to copy a handle; never by the runtime's own threads.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Unused,
+    Running(tokio::runtime::Runtime),
+    Over,
+}
+
+impl Runtime {
+    /// The way to it; its thread starts at the first call.
+    ///
+    /// # Errors
+    /// `Io` when the machine gives no thread, `Bus` after its end.
+    pub fn handle(&self) -> Result<Handle> {
+        let mut state = lock(&self.0.state);
+        match &*state {
+            State::Running(runtime) => return Ok(runtime.handle().clone()),
+            State::Over => return Err(Error::Bus("this process is ending".to_owned())),
+            State::Unused => {}
+        }
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("sse-channel-io")
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        *state = State::Running(runtime);
+        Ok(handle)
+    }
+
+    /// Ends it without waiting for what it does.
+    pub fn shut_down(&self) {
+        let state = std::mem::replace(&mut *lock(&self.0.state), State::Over);
+        if let State::Running(runtime) = state {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// A runtime that is just dropped waits for its thread.
+    fn drop(&mut self) {
+        if let State::Running(runtime) = std::mem::take(&mut *lock(&self.state)) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_runs_from_its_first_use_to_its_end() -> Result<()> {
+        let runtime = Runtime::default();
+        let name = runtime.handle()?.spawn(async { std::thread::current().name().map(str::len) });
+        assert_eq!(runtime.handle()?.block_on(name).ok(), Some(Some("sse-channel-io".len())));
+        runtime.shut_down();
+        assert!(runtime.handle().is_err());
+        Ok(())
+    }
+}
