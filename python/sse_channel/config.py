@@ -183,7 +183,7 @@ def _check(name: str, value: object, place: str) -> object:
         problem = _sse_channel.check_bus(value)
         if problem is not None:
             # Without a password: errors end in logs.
-            shown = re.sub("//[^@/]*@", "//***@", value)
+            shown = re.sub("//.*@", "//***@", value, flags=re.DOTALL)
             raise ValueError(f"{place} is {shown!r}, {problem}")
         return value
     if name == "publish_timeout":
