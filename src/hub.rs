@@ -260,10 +260,11 @@ impl Hub {
             if !channel.heard {
                 lack.unheard.push(Arc::clone(&channel.name));
             }
-            if let Resume::After(last) = resume {
-                if !channel.read && (!channel.heard || last < channel.history.floor()) {
-                    lack.unread.push(Arc::clone(&channel.name));
-                }
+            if let Resume::After(last) = resume
+                && !channel.read
+                && (!channel.heard || last < channel.history.floor())
+            {
+                lack.unread.push(Arc::clone(&channel.name));
             }
         }
         if let Resume::After(last) = resume {
@@ -298,6 +299,12 @@ impl Hub {
         let state = lock(&self.state);
         let channel = &state.channels[*state.names.get(name)?];
         channel.heard.then_some(channel.newest)
+    }
+
+    /// Events that the channel of that name remembers at the most.
+    pub fn history_limit(&self, name: &str) -> usize {
+        let state = lock(&self.state);
+        state.names.get(name).map_or(0, |key| state.channels[*key].history.limit())
     }
 
     /// Notes an id that others know, without an event.
@@ -455,6 +462,11 @@ impl Hub {
         lock(&self.state).channels[channel].clients.iter().map(|entry| entry.1.clone()).collect()
     }
 
+    /// The counters of a channel.
+    pub fn counters(&self, channel: ChannelKey) -> Arc<Counters> {
+        Arc::clone(&lock(&self.state).channels[channel].counters)
+    }
+
     /// How many clients a channel has now.
     pub fn client_count(&self, channel: ChannelKey) -> usize {
         lock(&self.state).channels[channel].clients.len()
@@ -540,7 +552,7 @@ impl State {
         let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))));
         channel.newest = id;
         channel.history.push(&event, now, &mut after.discarded);
-        channel.counters.published.fetch_add(1, Relaxed);
+        channel.counters.received.fetch_add(1, Relaxed);
         self.offer(key, &event, after);
     }
 

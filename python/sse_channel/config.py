@@ -9,7 +9,7 @@ Each option is looked up in this order; the first place that names it wins:
 
 | option            | default       | meaning                                                   |
 | ----------------- | ------------- | --------------------------------------------------------- |
-| `BUS`             | `memory://`   | where events are ordered and kept                         |
+| `BUS`             | `local://`    | where events are ordered and kept                         |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
@@ -38,7 +38,7 @@ __all__ = ["Options", "bus_settings", "configure", "options"]
 class Options(NamedTuple):
     """The options in force."""
 
-    bus: str = "memory://"
+    bus: str = "local://"
     history_age: int = 86400
     history_bytes: int = 64 << 20
     max_event_bytes: int = 1 << 20
@@ -56,6 +56,8 @@ _SMALLEST = {"history_age": 1, "history_bytes": 1, "max_event_bytes": 1, "retry"
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
+# What the bus of this process was begun with.
+_begun: dict[str, Any] = {}
 
 
 def configure(
@@ -102,8 +104,8 @@ def configure(
         if value is not None
     }
     if _sse_channel.bus_url() is not None:
-        for name in ("bus", "history_age", "history_bytes"):
-            if name in checked and checked[name] != getattr(options(), name):
+        for name, begun in _begun.items():
+            if name in checked and checked[name] != begun:
                 raise ValueError(
                     f"configure({name}=...) comes too late: this process uses the bus "
                     f"{_sse_channel.bus_url()!r} already; call it before the first use of a channel"
@@ -202,6 +204,7 @@ def _check(name: str, value: object, place: str) -> object:
 def bus_settings() -> tuple[str, str, int, int]:
     """What the extension begins the bus with: its URL, the project, and the history's limits."""
     found = options()
+    _begun.update(bus=found.bus, history_age=found.history_age, history_bytes=found.history_bytes)
     return found.bus, _project(), found.history_age, found.history_bytes
 
 

@@ -1,9 +1,11 @@
 //! The bus: orders, numbers and stores events, and brings them to the hub of every process.
 
+pub mod local;
 pub mod memory;
 pub mod redis;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -16,6 +18,7 @@ use crate::process::Named;
 use crate::runtime::Runtime;
 use crate::ticket::Answering;
 
+pub use local::LocalBus;
 pub use memory::MemoryBus;
 pub use redis::RedisBus;
 
@@ -79,7 +82,7 @@ impl Settings {
     /// # Errors
     /// `Bus` with what is wrong with the URL.
     pub fn open(&self, runtime: &Runtime) -> Result<Named> {
-        let (scheme, _rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
+        let (scheme, rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
         match scheme {
             "memory" if self.url == "memory://" => {
                 let hub = Arc::new(Hub::new(self.limits, true));
@@ -89,6 +92,12 @@ impl Settings {
                 let hub = Arc::new(Hub::new(self.limits, false));
                 let (of_bus, runtime) = (Arc::clone(&hub), runtime.clone());
                 let bus = Arc::new(RedisBus::new(&self.url, self.limits, of_bus, runtime)?);
+                Ok(Named { bus, hub })
+            }
+            "local" if rest.is_empty() || rest.starts_with('/') => {
+                let path = (!rest.is_empty()).then_some(Path::new(rest));
+                let hub = Arc::new(Hub::new(self.limits, false));
+                let bus = LocalBus::new(Arc::clone(&hub), path, &self.project, self.limits);
                 Ok(Named { bus, hub })
             }
             _ => Err(Error::Bus(
