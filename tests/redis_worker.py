@@ -45,7 +45,7 @@ def refused(name: str, message: Any) -> str:
 
 
 def listen(name: str, last_event_id: str | None = None, label: str = "") -> str | None:
-    client = SSEChannel(name).listen(last_event_id=last_event_id)
+    client = SSEChannel(name, capacity=100_000).listen(last_event_id=last_event_id)
     queues[label or name] = client
     return client.reset
 
@@ -197,7 +197,7 @@ def wakeups() -> list[int]:
     counts = []
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/status") as status:
-            lines = dict(line.rstrip().split(":\t", 1) for line in status if ":\t" in line)
+            lines = {name: value.strip() for name, _, value in (s.partition(":") for s in status)}
         if lines["Name"].startswith("sse-channel"):
             counts.append(int(lines["voluntary_ctxt_switches"]))
     return counts

@@ -80,7 +80,10 @@ impl Link {
     pub async fn open(target: &Target) -> Result<Link, Trouble> {
         match timeout(PATIENCE, Link::open_at_leisure(target)).await {
             Ok(opened) => opened,
-            Err(_elapsed) => Err(Trouble::Lost(format!("no answer within {PATIENCE:?}"))),
+            Err(_elapsed) => {
+                let hint = if target.tls.is_some() { "; is this its port for TLS?" } else { "" };
+                Err(Trouble::Lost(format!("no answer within {PATIENCE:?}{hint}")))
+            }
         }
     }
 

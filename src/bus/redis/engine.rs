@@ -543,7 +543,7 @@ impl Engine {
     }
 
     /// Does the next thing for a client that is to register, or answers that all is done.
-    fn advance(&mut self, mut prepare: Prepare, line: &Line, jobs: &mut Jobs) {
+    fn advance(&mut self, prepare: Prepare, line: &Line, jobs: &mut Jobs) {
         let lack = self.shared.hub.lack(&prepare.channels, prepare.resume);
         for name in &lack.unheard {
             self.tune(name, line, jobs);
@@ -554,7 +554,6 @@ impl Engine {
         if let Some(name) = lack.unheard.into_iter().chain(lack.unread).next() {
             self.preparing.entry(name).or_default().push(prepare);
         } else if lack.is_behind && !prepare.asked {
-            prepare.asked = true;
             self.asking.push(prepare);
             if self.asking.len() == 1 {
                 self.ask(line, jobs);
@@ -631,7 +630,8 @@ impl Engine {
                 // Everything that happened before is in the hub.
                 self.shared.hub.observe(time);
                 let later = self.asking.split_off(count.min(self.asking.len()));
-                for prepare in std::mem::replace(&mut self.asking, later) {
+                for mut prepare in std::mem::replace(&mut self.asking, later) {
+                    prepare.asked = true;
                     self.advance(prepare, line, jobs);
                 }
                 if !self.asking.is_empty() {
