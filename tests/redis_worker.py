@@ -50,6 +50,15 @@ def listen(name: str, last_event_id: str | None = None, label: str = "") -> str 
     return client.reset
 
 
+def listen_to_all(channels: list[tuple[str, str]]) -> None:
+    """Listen to many channels at once, each after an event of it."""
+    threads = [threading.Thread(target=listen, args=channel) for channel in channels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def unlisten(label: str) -> None:
     queues.pop(label).close()
 

@@ -261,7 +261,7 @@ def test_flushed_scripts_are_loaded_again(redis, worker, name):
     assert publisher("got", name) == [1, 2]
 
 
-def test_without_redis_a_publish_and_a_client_are_told_why(redis, worker, name):
+def test_without_redis_a_publish_and_a_client_are_told_why(redis, worker, name, until: Until):
     publisher = worker(SSE_CHANNEL_PUBLISH_TIMEOUT="0.3")
     redis.kill()
     error = publisher("refused", name, "x")
@@ -272,8 +272,8 @@ def test_without_redis_a_publish_and_a_client_are_told_why(redis, worker, name):
     with pytest.raises(AssertionError, match="BusError"):
         publisher("listen", name)
     redis.start()
+    until(lambda: publisher("bus")["connected"])
     assert publisher("publish", name, "x")
-    assert publisher("bus")["connected"]
 
 
 def test_a_user_and_its_password(redis, worker, name):
@@ -361,6 +361,23 @@ def test_history_is_bounded_by_count_and_bytes(redis, worker, name):
     assert 1000 <= redis.call("XLEN", "sse_channel:{other}") <= 1200
     assert 0 < redis.call("PTTL", "sse_channel:{other}") <= 86_400_000 * 9 // 8
     assert 0 < redis.call("PTTL", "sse_channel:{other}:state") <= 86_400_000 * 9 // 4
+
+
+def test_many_long_histories_are_read_at_once(redis, worker, name):
+    """More than Redis lets a subscriber fall behind by, in all."""
+    redis.config = "client-output-buffer-limit pubsub 12mb 6mb 60\n"
+    redis.kill()
+    redis.start()
+    one, other = worker(), worker()
+    names = [f"{name}-{number}" for number in range(24)]
+    firsts = [one("publish", name, "first") for name in names]
+    for name in names:
+        for _ in range(3):
+            one("publish", name, "x" * 400_000)
+    other("listen_to_all", list(zip(names, firsts, strict=True)))
+    for name in names:
+        assert [len(message) for message in other("get", name, 3)] == [400_000] * 3
+    assert other("bus")["reconnects"] == 0
 
 
 def test_gevents_hub_runs_while_a_publish_waits(redis, worker, name):

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt, TryStreamExt};
 use redis::{PushInfo, PushKind, Value};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, sleep_until};
 
@@ -47,6 +48,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that held so long is no sign of trouble when it ends.
 const STEADY: Duration = Duration::from_secs(1);
 
+/// Streams that are read back at the same time: Redis ends a subscriber's connection that has
+/// too much to fetch.
+const READERS: usize = 4;
+
 /// Messages that are delivered in one go.
 const BURST: usize = 256;
 
@@ -70,6 +75,7 @@ pub struct Engine {
     preparing: HashMap<Arc<str>, Vec<Prepare>>,
     /// Channels whose stream is being read back.
     reading: HashSet<Arc<str>>,
+    readers: Arc<Semaphore>,
     /// Prepares that wait for the server's time.
     asking: Vec<Prepare>,
     /// Channels that had no client at the last look.
@@ -150,6 +156,7 @@ impl Engine {
             tuned: HashMap::new(),
             preparing: HashMap::new(),
             reading: HashSet::new(),
+            readers: Arc::new(Semaphore::new(READERS)),
             asking: Vec::new(),
             idle: HashSet::new(),
             look_at: None,
@@ -588,7 +595,10 @@ impl Engine {
             return;
         }
         let (keys, name, line) = (self.keys(name), Arc::clone(name), line.clone());
+        let readers = Arc::clone(&self.readers);
         jobs.push(Box::pin(async move {
+            // Never closed: there is a turn for everyone.
+            let _turn = readers.acquire().await;
             let read = line.read(&keys, BEGINNING).await;
             Job::ReadBack(name, read)
         }));

@@ -54,6 +54,8 @@ impl Trouble {
             )
         } else if says("WRONGTYPE") {
             refused("something else uses the key: choose another prefix in BUS")
+        } else if says("equal or smaller than the target stream") {
+            refused("something else writes to the stream: choose another prefix in BUS")
         } else if says("MISCONF") || says("NOREPLICAS") {
             refused("it refuses writes until it can keep them safe; see its log")
         } else if says("BUSY Redis") {
