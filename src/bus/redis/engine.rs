@@ -234,6 +234,7 @@ impl Engine {
             })
             .collect();
         let mut missed: Vec<(EventId, Step)> = Vec::new();
+        let mut positions = Vec::new();
         let limits = self.shared.limits;
         let line = &link.line;
         let looks: FuturesOrdered<_> = heard
@@ -261,6 +262,10 @@ impl Engine {
                 missed.push((last, Step::Lost { name, until: last }));
                 at = last;
             }
+            positions.push((key, at));
+        }
+        // All is read: from here on nothing can fail and leave a channel ahead of its clients.
+        for (key, at) in positions {
             if let Some(tuned) = self.tuned.get_mut(key) {
                 tuned.hearing = Hearing::From(at);
             }
