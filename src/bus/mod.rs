@@ -5,6 +5,7 @@ pub mod memory;
 pub mod redis;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -109,6 +110,15 @@ impl Settings {
     }
 }
 
+/// A doorbell that somebody watches, as long as this lives.
+pub trait Doorbell: Send + Sync {
+    /// The descriptor to watch for reading.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Silences it and delivers what is there.
+    fn answer(&self);
+}
+
 /// What every bus does. It delivers to the one hub that it was made with.
 ///
 /// None of it needs the interpreter, so that a caller who holds it can wait elsewhere.
@@ -139,6 +149,12 @@ pub trait Bus: fmt::Debug + Send + Sync {
 
     /// Its figures.
     fn figures(&self) -> BusFigures;
+
+    /// What rings when another process has published, for a thread that waits anyway: it then
+    /// delivers itself, and is not woken by way of another thread. `None` when nothing rings now.
+    fn doorbell(&self) -> Option<Box<dyn Doorbell>> {
+        None
+    }
 
     /// Before a fork: lets go of what must not be inherited, and begins nothing until `forked`.
     fn before_fork(&self) {}

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::process::Process;
+use crate::process::{Named, Process};
 use crate::python::client::Client;
 use crate::python::greenlets::{Caller, caller};
 use crate::python::parking::Parking;
@@ -149,16 +149,12 @@ fn wait_for_signals_too<T: Park>(
     if on.park(waiter) == Parked::Ready {
         return Ok(());
     }
+    let process = Process::current();
     let waited = loop {
-        let polled = py.detach(|| {
-            let fd = wakeups.fd();
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref())
-        });
+        let polled = py.detach(|| poll_once(&wakeups, process.named(), deadline));
         match polled {
             // A signal that came while this thread waited for the GIL is raised before the take.
-            Ok(_) => break py.check_signals(),
+            Ok(()) => break py.check_signals(),
             Err(Errno::INTR) => {
                 if let Err(raised) = py.check_signals() {
                     break Err(raised);
@@ -169,4 +165,31 @@ fn wait_for_signals_too<T: Park>(
     };
     on.unpark(TOKEN, &wakeups);
     waited
+}
+
+/// Polls until something is there, `deadline`, or a signal. Where another process's publish rings,
+/// this thread hears it and delivers itself: woken by way of the bus's thread it would come later.
+fn poll_once(
+    wakeups: &Wakeups,
+    named: Option<&Named>,
+    deadline: Option<Instant>,
+) -> Result<(), Errno> {
+    loop {
+        // Each time: another bell may have taken its place.
+        let doorbell = named.and_then(|named| named.bus.doorbell());
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let own = wakeups.fd();
+        let mut watched = vec![PollFd::new(&own, PollFlags::IN)];
+        if let Some(doorbell) = &doorbell {
+            watched.push(PollFd::from_borrowed_fd(doorbell.fd(), PollFlags::IN));
+        }
+        let count = poll(&mut watched, left.as_ref())?;
+        if count == 0 || !watched[0].revents().is_empty() {
+            return Ok(());
+        }
+        if let Some(doorbell) = &doorbell {
+            doorbell.answer();
+        }
+    }
 }

@@ -5,10 +5,11 @@
 //! full socket is rung already.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,6 +27,10 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 pub struct Bell {
     name: String,
     path: PathBuf,
+    is_ended: AtomicBool,
+    rings_again: AtomicBool,
+    /// Threads beside its own that watch it, and deliver when it rings.
+    watchers: AtomicUsize,
     // Before the descriptors: fields are dropped in this order.
     _closed_in_children: [Option<Inherited>; 2],
     socket: UnixDatagram,
@@ -71,7 +76,17 @@ impl Bell {
             Some(Inherited::new(socket.as_raw_fd())),
             deletions.as_ref().map(|watch| Inherited::new(watch.as_raw_fd())),
         ];
-        Ok(Bell { name, path, _closed_in_children: closed_in_children, socket, deletions })
+        let watchers = AtomicUsize::new(0);
+        Ok(Bell {
+            is_ended: AtomicBool::new(false),
+            rings_again: AtomicBool::new(false),
+            name,
+            path,
+            watchers,
+            _closed_in_children: closed_in_children,
+            socket,
+            deletions,
+        })
     }
 
     /// Its name in the directory.
@@ -79,8 +94,57 @@ impl Bell {
         &self.name
     }
 
+    /// Whether others can still ring it.
+    pub fn is_reachable(&self) -> bool {
+        self.path.symlink_metadata().is_ok()
+    }
+
+    /// Wakes who waits, now and at every later wait: another bell has taken its place.
+    pub fn end(&self) {
+        self.is_ended.store(true, Relaxed);
+        // Whether it is reachable by its name or not.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Waits a little; the next wait for it ends at once.
+    pub fn ring_again_after(&self, patience: Duration) {
+        if !self.is_ended.load(Relaxed) {
+            std::thread::sleep(patience);
+        }
+        self.rings_again.store(true, Relaxed);
+    }
+
+    /// Counts a watcher in or out.
+    pub fn count_watcher(&self, comes: bool) {
+        if comes {
+            self.watchers.fetch_add(1, Relaxed);
+        } else {
+            self.watchers.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Whether somebody beside its own thread watches it.
+    pub fn is_watched(&self) -> bool {
+        self.watchers.load(Relaxed) > 0
+    }
+
+    /// The descriptor that is readable once somebody rang.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Takes the rings that are there.
+    pub fn silence(&self) {
+        let mut buffer = [0; 16];
+        // Nothing more comes out of one that was ended.
+        while self.socket.recv(&mut buffer).is_ok_and(|count| count > 0) {}
+    }
+
     /// Waits until somebody rings, for ever without a `timeout`, and silences it.
     pub fn wait(&self, timeout: Option<Duration>) -> Rung {
+        if self.rings_again.swap(false, Relaxed) {
+            return Rung::Deletion;
+        }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut watched = vec![PollFd::new(&self.socket, PollFlags::IN)];
         if let Some(deletions) = &self.deletions {
@@ -93,8 +157,7 @@ impl Bell {
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
         let is_deletion = watched.get(1).is_some_and(|fd| !fd.revents().is_empty());
-        let mut buffer = [0; 16];
-        while self.socket.recv(&mut buffer).is_ok() {}
+        self.silence();
         if is_deletion {
             let mut events = [0; 4096];
             if let Some(deletions) = &self.deletions {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, fstat, lstat, open};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
@@ -65,6 +65,12 @@ impl FileLock {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// Whether the others lock the same file.
+    pub fn is_current(&self) -> bool {
+        let (Ok(own), Ok(others)) = (fstat(&self.file), lstat(&self.path)) else { return false };
+        (own.st_dev, own.st_ino) == (others.st_dev, others.st_ino)
     }
 
     /// Who has the lock, in words.

@@ -11,6 +11,7 @@ mod doorbell;
 mod file_lock;
 mod store;
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::bus::{Attempt, Bus, BusFigures, Publication};
+use crate::bus::{Attempt, Bus, BusFigures, Doorbell, Publication};
 use crate::error::{Error, Result};
 use crate::event_id::{EventId, now_ms};
 use crate::history::Limits;
@@ -43,6 +44,13 @@ const MOST_WAITING: usize = 100_000;
 
 /// How long a process without clients stays ready for the next.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a thread that watches the bell beside its own thread may take to deliver.
+const HEAD_START: Duration = Duration::from_millis(1);
+
+/// After so long a failure to read is tried again, then after twice as long, up to the longest.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(20);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The longest wait for a fork that is under way.
 const LONGEST_FORK: Duration = Duration::from_secs(10);
@@ -78,6 +86,13 @@ struct Writer {
     file_lock: Arc<FileLock>,
     ringer: Ringer,
     dead_bells: Vec<String>,
+}
+
+impl Writer {
+    /// Whether others write to the same files, under the same lock.
+    fn is_current(&self) -> bool {
+        self.store.is_current() && self.file_lock.is_current()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -170,7 +185,7 @@ impl LocalBus {
         publications: impl IntoIterator<Item = &'a Publication>,
     ) -> Result<std::result::Result<Written, Lost>> {
         let dead = std::mem::take(&mut writer.dead_bells);
-        if !writer.store.is_current() {
+        if !writer.is_current() {
             return Ok(Err(Lost));
         }
         let now = Position::at(now_ms());
@@ -423,31 +438,66 @@ impl LocalBus {
         // What was stored before the loss can still be read through the open file.
         let _ = self.pump(&mut reader);
         let mut guard = lock(&self.writer);
-        if guard.as_ref().is_some_and(|writer| writer.store.is_current())
+        if guard.as_ref().is_some_and(Writer::is_current)
             && reader.store.as_ref().is_none_or(Store::is_current)
         {
             // Another thread was here first.
             return Ok(());
         }
+        let stores = [guard.as_ref().map(|writer| &writer.store), reader.store.as_ref()];
+        let is_torn = stores.into_iter().flatten().any(Store::is_torn);
+        if let Some(writer) = guard.as_ref().filter(|_| is_torn) {
+            let _locked = writer.file_lock.lock()?;
+            writer.store.put_aside()?;
+        }
         *guard = None;
         reader.store = None;
-        let position = reader.position;
-        let was_attached = reader.bell.take().is_some();
         let writer = self.open_writer(&mut guard)?;
-        if was_attached {
-            self.attach(&mut reader, writer)?;
-            // Others may have published to the new store before this process came to it.
-            reader.position = position;
+        if reader.bell.is_some() {
+            self.hang_another_bell(&mut reader, writer)?;
         }
         drop(guard);
         self.recoveries.fetch_add(1, Relaxed);
+        let pumped = self.pump(&mut reader);
+        if is_torn {
+            // Without its log nobody knows what was in the store.
+            for (channel, _) in self.hub.heard() {
+                self.hub.mark_gap(&channel, reader.position.into());
+            }
+        }
+        pumped
+    }
+
+    /// Has publishers ring another bell in place of one that they cannot reach, and goes on where
+    /// the reader is: what others have stored meanwhile did not ring.
+    fn hang_another_bell(&self, reader: &mut Reader, writer: &mut Writer) -> Result<()> {
+        let (bell, position) = (reader.bell.take(), reader.position);
+        let attached = self.attach(reader, writer);
+        reader.position = position;
+        match attached {
+            Ok(()) => bell.iter().for_each(|bell| bell.end()),
+            Err(_) => reader.bell = bell,
+        }
+        attached
+    }
+
+    /// Something in the directory was deleted: makes sure that this process is still reached.
+    fn mend(&self) -> Result<()> {
+        self.recover()?;
+        let mut reader = lock(&self.reader);
+        if reader.bell.as_ref().is_some_and(|bell| !bell.is_reachable()) {
+            let mut guard = lock(&self.writer);
+            let writer = self.open_writer(&mut guard)?;
+            self.hang_another_bell(&mut reader, writer)?;
+        }
         self.pump(&mut reader)
     }
 
     /// Has nobody ring this process any more.
-    fn detach(&self, reader: &mut Reader, waits: bool) -> Option<Arc<Bell>> {
-        let bell = reader.bell.take()?;
+    fn detach(&self, reader: &mut Reader, waits: bool) {
+        let Some(bell) = reader.bell.take() else { return };
         reader.store = None;
+        bell.end();
         let mut guard = if waits { Some(lock(&self.writer)) } else { self.try_begin() };
         if let Some(writer) = guard.as_deref_mut().and_then(Option::as_mut) {
             let file_lock = Arc::clone(&writer.file_lock);
@@ -458,7 +508,6 @@ impl LocalBus {
                 let _ = writer.store.detach(bell.name());
             }
         }
-        Some(bell)
     }
 
     fn prepare_now(&self, channels: &[ChannelKey], resume: Resume) -> Result<EventId> {
@@ -466,7 +515,7 @@ impl LocalBus {
         if reader.bell.is_none() {
             let mut guard = lock(&self.writer);
             let writer = self.open_writer(&mut guard)?;
-            if writer.store.is_current() {
+            if writer.is_current() {
                 self.attach(&mut reader, writer)?;
             } else {
                 drop(guard);
@@ -579,6 +628,13 @@ impl Bus for LocalBus {
         }
     }
 
+    fn doorbell(&self) -> Option<Box<dyn Doorbell>> {
+        // Held by who delivers: then nobody has to be woken for it.
+        let bell = Arc::clone(self.reader.try_lock().ok()?.bell.as_ref()?);
+        bell.count_watcher(true);
+        Some(Box::new(Watched { bus: self.myself.upgrade()?, bell }))
+    }
+
     fn before_fork(&self) {
         // In the order of all others: who is at it finishes first, and who comes next waits until
         // the fork is over.
@@ -597,11 +653,34 @@ impl Bus for LocalBus {
     }
 
     fn close(&self) {
-        let bell = self.detach(&mut lock(&self.reader), false);
-        if let (Some(bell), Ok(ringer)) = (bell, Ringer::new(&self.path)) {
-            // Its thread finds that it is not the bell any more.
-            ringer.ring(bell.name());
+        self.detach(&mut lock(&self.reader), false);
+    }
+}
+
+/// The bell as a waiting thread watches it.
+struct Watched {
+    bus: Arc<LocalBus>,
+    bell: Arc<Bell>,
+}
+
+impl Doorbell for Watched {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.bell.fd()
+    }
+
+    fn answer(&self) {
+        self.bell.silence();
+        // Somebody else is at it otherwise; a failure comes up again at the next ring.
+        let Ok(mut reader) = self.bus.reader.try_lock() else { return };
+        if reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.bell)) {
+            let _ = self.bus.pump(&mut reader);
         }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.bell.count_watcher(false);
     }
 }
 
@@ -641,29 +720,38 @@ fn work(bus: &Weak<LocalBus>, jobs: &Receiver<Job>) {
 /// The bell's thread: sleeps until it is rung, ends when nobody listens any more.
 fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
     let mut linger = Some(LINGER);
+    let mut patience = SHORTEST_PATIENCE;
     loop {
         let rung = bell.wait(linger);
+        if rung == Rung::Bell && bell.is_watched() {
+            // Who watches it as well is given the time to deliver, on the core that it wakes on.
+            thread::sleep(HEAD_START);
+        }
         let Some(bus) = bus.upgrade() else { return };
+        let mut done = match rung {
+            Rung::Deletion => bus.mend(),
+            Rung::Bell | Rung::Nothing => Ok(()),
+        };
         let mut reader = lock(&bus.reader);
         if !reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, bell)) {
             return;
         }
-        match rung {
-            Rung::Deletion if !reader.store.as_ref().is_none_or(Store::is_current) => {
-                drop(reader);
-                // Failing, it is tried again at the next publish or registration.
-                let _ = bus.recover();
-                continue;
-            }
-            // A failure comes up again at the next ring, or where somebody registers.
-            Rung::Bell | Rung::Deletion => drop(bus.pump(&mut reader)),
-            Rung::Nothing => {
-                if bus.hub.retire_all() {
-                    let _gone = bus.detach(&mut reader, true);
-                    return;
-                }
-            }
+        if rung == Rung::Nothing && bus.hub.retire_all() {
+            bus.detach(&mut reader, true);
+            return;
         }
-        linger = bus.hub.is_idle().then_some(LINGER);
+        if done.is_ok() {
+            done = bus.pump(&mut reader);
+        }
+        drop(reader);
+        if done.is_ok() {
+            patience = SHORTEST_PATIENCE;
+            linger = bus.hub.is_idle().then_some(LINGER);
+        } else {
+            // The store is being deleted, or its file system is full: nobody need ring when that
+            // is over.
+            bell.ring_again_after(patience);
+            patience = LONGEST_PATIENCE.min(patience * 2);
+        }
     }
 }

@@ -30,6 +30,15 @@ const APPLICATION: i32 = 0x7373_6531;
 /// Events that a channel keeps at the least, so that a process that was slow finds them.
 const FEWEST: i64 = 1000;
 
+/// What a store consists of, by what is added to its name.
+const FILES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// A file's device and number.
+type Identity = (u64, u64);
+
+/// After so many transactions a publisher looks at age and size of the whole store.
+const CHECK_EVERY: u32 = 32;
+
 /// Bits of a row's number that count within its millisecond.
 const COUNTER_BITS: u32 = 20;
 
@@ -99,9 +108,12 @@ pub struct Read {
 pub struct Store {
     connection: Connection,
     path: PathBuf,
-    /// Which file it is, so that one that took its place is noticed.
-    identity: (u64, u64),
+    /// Which files they are (the database, its log and its index), so that others in their place
+    /// are noticed.
+    identity: [Option<Identity>; 3],
     limit: u64,
+    /// Transactions of this connection.
+    writes: u32,
 }
 
 impl Store {
@@ -112,6 +124,10 @@ impl Store {
     /// `Bus` when it cannot be opened or made.
     pub fn open(directory: &Path, now: Position, limit: u64) -> Result<Store> {
         let path = directory.join(format!("events-{VERSION}.sqlite3"));
+        if identity_of(&path, "").is_none() {
+            // A log without its database is no log of the next one.
+            remove_log(&path);
+        }
         match Store::open_file(&path, now, limit) {
             Err(error) if is_broken(&error) => {
                 put_aside(&path)?;
@@ -144,12 +160,11 @@ impl Store {
         if version == 0 {
             connection.execute_batch(&format!(
                 "BEGIN IMMEDIATE;
-                 CREATE TABLE IF NOT EXISTS store (born INTEGER NOT NULL, bytes INTEGER NOT NULL,
-                     trimmed INTEGER NOT NULL);
+                 CREATE TABLE IF NOT EXISTS store (born INTEGER NOT NULL, trimmed INTEGER NOT NULL);
                  CREATE TABLE IF NOT EXISTS channel (key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
                      history INTEGER NOT NULL, floor INTEGER NOT NULL,
                      events INTEGER NOT NULL, bytes INTEGER NOT NULL);
-                 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT,
+                 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY,
                      channel INTEGER NOT NULL, json INTEGER NOT NULL, has_data INTEGER NOT NULL,
                      frame TEXT NOT NULL, message TEXT);
                  CREATE INDEX IF NOT EXISTS event_of_channel ON event (channel);
@@ -159,7 +174,7 @@ impl Store {
                          datetime((event.id >> {COUNTER_BITS}) / 1000, 'unixepoch') AS utc,
                          channel.name AS channel, event.frame AS frame
                      FROM event JOIN channel ON channel.key = event.channel ORDER BY event.id;
-                 INSERT INTO store VALUES ({now}, 0, 0);
+                 INSERT INTO store VALUES ({now}, 0);
                  PRAGMA application_id = {APPLICATION};
                  PRAGMA user_version = {VERSION};
                  COMMIT;",
@@ -167,8 +182,8 @@ impl Store {
                 now = now.0,
             ))?;
         }
-        let identity = identity_of(path).unwrap_or_default();
-        Ok(Store { connection, path: path.to_owned(), identity, limit })
+        let identity = FILES.map(|suffix| identity_of(path, suffix));
+        Ok(Store { connection, path: path.to_owned(), identity, limit, writes: 0 })
     }
 
     fn check_version(&self) -> Result<()> {
@@ -185,9 +200,15 @@ impl Store {
         }
     }
 
-    /// Whether the file that was opened is still the one that others would open.
+    /// Whether the files that were opened are still those that others would open.
     pub fn is_current(&self) -> bool {
-        identity_of(&self.path) == Some(self.identity)
+        FILES.iter().zip(self.identity).all(|(suffix, own)| identity_of(&self.path, suffix) == own)
+    }
+
+    /// Whether the database is the one that was opened, but without its log or its index: then
+    /// nobody knows what it lost. Needs the file lock.
+    pub fn is_torn(&self) -> bool {
+        self.identity.first() == Some(&identity_of(&self.path, "")) && !self.is_current()
     }
 
     /// Takes a damaged file out of the way, so that the next to open the store makes another.
@@ -195,7 +216,8 @@ impl Store {
     /// # Errors
     /// `Bus` when the file cannot be moved.
     pub fn put_aside(&self) -> Result<()> {
-        if self.is_current() { put_aside(&self.path) } else { Ok(()) }
+        let is_there = self.identity.first() == Some(&identity_of(&self.path, ""));
+        if is_there { put_aside(&self.path) } else { Ok(()) }
     }
 
     /// Says what an error of SQLite means for the caller.
@@ -234,7 +256,6 @@ impl Store {
                 "INSERT INTO event (id, channel, json, has_data, frame, message)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
-            let mut added = 0;
             for Publication { channel: name, history, body, format } in publications {
                 last = last.next().max(now);
                 let message = body.beside();
@@ -253,17 +274,20 @@ impl Store {
                     text_of(body.frame()),
                     message.map(text_of),
                 ])?;
-                added += bytes;
-                added -= trim(&transaction, key, history.max(FEWEST), events, kept, limits)?;
+                trim(&transaction, key, history.max(FEWEST), events, kept, limits)?;
                 positions.push(last);
             }
-            let mut total = transaction
-                .prepare_cached("UPDATE store SET bytes = bytes + ?1 RETURNING bytes")?;
-            let total: i64 = total.query_row([added], |row| row.get(0))?;
-            let oldest = Position(now.0 - Position::at(limits.age).0);
-            forget_before(&transaction, oldest)?;
-            if total > limit {
-                forget_oldest(&transaction, total - limit / 8 * 7)?;
+            // The bounds of the whole need no look at every event: each page that a transaction
+            // changes is written, which is most of what a publish costs.
+            self.writes = self.writes.wrapping_add(1);
+            if self.writes % CHECK_EVERY == 1 {
+                forget_before(&transaction, Position(now.0 - Position::at(limits.age).0))?;
+                let total: i64 = transaction
+                    .prepare_cached("SELECT coalesce(sum(bytes), 0) FROM channel")?
+                    .query_row([], |row| row.get(0))?;
+                if total > limit {
+                    forget_oldest(&transaction, total - limit / 8 * 7)?;
+                }
             }
             if !dead_bells.is_empty() {
                 let mut gone =
@@ -387,14 +411,12 @@ impl Store {
 fn newest(connection: &Connection) -> rusqlite::Result<Position> {
     // What was handed out, also when it is forgotten already.
     let mut newest = connection.prepare_cached(
-        "SELECT max((SELECT born FROM store),
-             coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0))",
+        "SELECT max((SELECT max(born, trimmed) FROM store), coalesce((SELECT max(id) FROM event), 0))",
     )?;
     newest.query_row([], |row| row.get(0)).map(Position)
 }
 
-/// Forgets the oldest events of a channel that has too many; gives their bytes. Not at every
-/// event: a channel keeps up to an eighth more than it must.
+/// Forgets the oldest events of a channel that has too many. Not at every event: a channel keeps up to an eighth more than it must.
 fn trim(
     connection: &Connection,
     key: i64,
@@ -402,10 +424,10 @@ fn trim(
     events: i64,
     bytes: i64,
     limits: Limits,
-) -> rusqlite::Result<i64> {
+) -> rusqlite::Result<()> {
     let allowed = i64::try_from(limits.bytes).unwrap_or(i64::MAX);
     if events <= history.saturating_add(history / 8) && bytes <= allowed {
-        return Ok(0);
+        return Ok(());
     }
     let surplus =
         if bytes > allowed { (events - history).max(events / 8).max(1) } else { events - history };
@@ -422,8 +444,7 @@ fn trim(
     connection
         .prepare_cached("DELETE FROM event WHERE channel = ?1 AND id <= ?2")?
         .execute([key, floor])?;
-    lower(connection, key, count, freed, floor)?;
-    Ok(freed)
+    lower(connection, key, count, freed, floor)
 }
 
 /// Notes on a channel what was forgotten of it.
@@ -496,7 +517,6 @@ fn forget_until(connection: &Connection, last: i64) -> rusqlite::Result<i64> {
         lower(connection, key, count, bytes, floor)?;
         freed += bytes;
     }
-    connection.prepare_cached("UPDATE store SET bytes = bytes - ?1")?.execute([freed])?;
     Ok(freed)
 }
 
@@ -515,9 +535,20 @@ fn text_of(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-fn identity_of(path: &Path) -> Option<(u64, u64)> {
+fn identity_of(path: &Path, suffix: &str) -> Option<Identity> {
     // Not opened: closing it would give back SQLite's own locks on it.
-    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    let found = if suffix.is_empty() {
+        std::fs::symlink_metadata(path)
+    } else {
+        std::fs::symlink_metadata(with_suffix(path, suffix))
+    };
+    found.ok().map(|found| (found.dev(), found.ino()))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn put_aside(path: &Path) -> Result<()> {
@@ -529,13 +560,15 @@ fn put_aside(path: &Path) -> Result<()> {
             path.display()
         ))
     })?;
-    for suffix in ["-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        // It is gone already, or belongs to nothing any more.
-        let _ = std::fs::remove_file(name);
-    }
+    remove_log(path);
     Ok(())
+}
+
+fn remove_log(path: &Path) {
+    for suffix in &FILES[1..] {
+        // It is gone already, or belongs to nothing any more.
+        let _ = std::fs::remove_file(with_suffix(path, suffix));
+    }
 }
 
 /// Whether the file is no database, or not a whole one.
