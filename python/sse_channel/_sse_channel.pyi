@@ -7,7 +7,7 @@ from typing import Any, Final, final
 from typing_extensions import Self, disjoint_base
 
 from .queue import ClientQueue
-from .stream import EventStream
+from .stream import EventStream, _Opener
 
 __all__ = [
     "HEARTBEAT",
@@ -29,6 +29,7 @@ __all__ = [
     "encode_frame",
     "figures",
     "forked",
+    "prepare",
     "register",
 ]
 
@@ -169,6 +170,12 @@ class Stream(Client):
     def _step(self) -> bytes | Callable[[bool], bytes | Awaitable[bytes]] | None:
         """Without waiting: bytes (b"" for none yet), the first payload's callable, or the end."""
 
+    def _set_opener(self, opener: _Opener) -> None:
+        """Have the first step open the stream by calling `opener`."""
+
+    def _take_opener(self) -> _Opener | None:
+        """What opens the stream, given once; None for one that is open, or closed already."""
+
     def _set_initial(self, initial: Callable[[bool], bytes | Awaitable[bytes]]) -> None:
         """Set the callable that makes the first payload; it is told whether it may be awaited."""
 
@@ -192,6 +199,19 @@ class Channel:
         message: object | None,
     ) -> str:
         """Encode, order and fan out an event; its id."""
+
+    def publish_later(
+        self,
+        data: str | None,
+        *,
+        json: bool,
+        event: str | None,
+        retry: int | None,
+        comment: str | None,
+        limit: int,
+        timeout: float,
+    ) -> str | Awaitable[str]:
+        """`publish` for asyncio: the id, or an awaitable for it. Not for private channels."""
 
     def publish_object(self, message: object) -> str | None:
         """Send an object without a wire form to queues; None, and nothing sent, if streams are
@@ -263,6 +283,11 @@ def figures() -> dict[str, dict[str, Any]]:
 
 def forked() -> None:
     """Forget the parent's clients, timer and bells; called in a forked child."""
+
+def prepare(
+    channels: list[Channel], last_event_id: str | None, timeout: float
+) -> Awaitable[None] | None:
+    """Prepare the registration with channels of one bus: an awaitable, or None when it is done."""
 
 def register(
     listener: Client,

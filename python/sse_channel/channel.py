@@ -11,7 +11,7 @@ from .config import options
 from .event import check_text, encode_frame, envelope, to_fields
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
-from .waiting import close_clients_at_exit
+from .waiting import close_at_exit
 
 if TYPE_CHECKING:
     from .event import Event
@@ -95,8 +95,11 @@ class SSEChannel:
         private channel an object that JSON cannot carry is sent too, to queues, as long as no
         stream is open on it.
 
-        Never waits for a client: an event for which one has no room meets its overflow policy.
-        In a coroutine, `apublish` is the one to await.
+        Returns when the bus has ordered and stored the event, and this process's own clients have
+        it: what follows, the end of the process included, loses nothing. Where that takes time, a
+        thread waits with the GIL released and a greenlet lets its hub run others; in a coroutine,
+        `apublish` is the one to await. It never waits for a client: an event for which one has no
+        room meets its overflow policy.
 
         Args:
             message: what to send.
@@ -110,6 +113,8 @@ class SSEChannel:
             ValueError: text that UTF-8 cannot carry (a lone surrogate), NaN or an infinity, an
                 event name with CR, LF or NUL or one that is the browser's own (``"error"``,
                 ``"open"``), or an event over `MAX_EVENT_BYTES`. Nothing was sent then.
+            BusError: the bus cannot order and store the event, or did not within
+                `PUBLISH_TIMEOUT`; nothing was sent, unless it says that it may have been.
         """
         sent = envelope(message, event)
         try:
@@ -135,12 +140,27 @@ class SSEChannel:
         )
 
     async def apublish(self, message: Any | Event, *, event: str | None = None) -> str:
-        """`publish`, awaitable; the loop is never blocked.
+        """`publish`, awaitable: while the bus is waited for, the loop runs others.
+
+        Cancelled before the bus has begun with the event, nothing is sent; after that it is, like
+        any other.
 
         Raises:
-            TypeError, ValueError: as `publish`.
+            TypeError, ValueError, BusError: as `publish`.
         """
-        return self.publish(message, event=event)
+        if self.name is None:
+            return self.publish(message, event=event)
+        fields = to_fields(envelope(message, event))
+        published = self._core.publish_later(
+            fields.data,
+            json=fields.json,
+            event=fields.event,
+            retry=fields.retry,
+            comment=fields.comment,
+            limit=options().max_event_bytes,
+            timeout=options().publish_timeout,
+        )
+        return published if isinstance(published, str) else await published
 
     def listen(self, *, last_event_id: str | None = None) -> ClientQueue:
         """Listen from now on: a queue of what is published, until `unlisten` or its `close`.
@@ -155,12 +175,25 @@ class SSEChannel:
 
         Raises:
             TypeError: a `last_event_id` that is no `str`.
+            BusError: the bus cannot be reached, or its history not be read.
         """
         check_text(last_event_id, "last_event_id")
         queue = ClientQueue(self._capacity, self._overflow)
-        close_clients_at_exit()
+        close_at_exit()
         _sse_channel.register(queue, [self._core], last_event_id, 0, options().publish_timeout)
         return queue
+
+    async def alisten(self, *, last_event_id: str | None = None) -> ClientQueue:
+        """`listen`, awaitable: a channel's first client of a process may have to wait for the bus.
+
+        Raises:
+            TypeError, BusError: as `listen`.
+        """
+        check_text(last_event_id, "last_event_id")
+        pending = _sse_channel.prepare([self._core], last_event_id, options().publish_timeout)
+        if pending is not None:
+            await pending
+        return self.listen(last_event_id=last_event_id)
 
     def unlisten(self, queue: object) -> None:
         """Remove a client that `listen` or `stream` gave, and close it.
@@ -202,6 +235,9 @@ class SSEChannel:
             TypeError, ValueError: an `initial` message (not a callable) that `publish` would
                 refuse.
             ValueError: a `heartbeat` that is not more than 0 seconds.
+            BusError: the bus cannot be reached, or its history not be read. On a running asyncio
+                loop, where the bus has to be waited for, it is the first step that opens the
+                stream, and raises this.
         """
         return open_stream(
             [self._core],

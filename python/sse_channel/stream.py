@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
 from .config import options
 from .event import check_text, encode_frame
-from .waiting import close_clients_at_exit, wait
+from .waiting import close_at_exit, wait
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,6 +51,9 @@ class EventStream(_sse_channel.Stream):
 
     async def _next_chunk(self) -> bytes:
         waited = False
+        opener = self._take_opener()
+        if opener is not None:
+            await opener.open()
         while True:
             step = self._step()
             if step is None:
@@ -101,14 +106,48 @@ def open_stream(
     check_text(last_event_id, "last_event_id")
     first = None if initial is None else _first_payload(initial)
     stream = EventStream(capacity, overflow, heartbeat)
-    close_clients_at_exit()
-    gap = _sse_channel.register(
-        stream, list(channels), last_event_id, options().retry, options().publish_timeout
-    )
-    resumed = bool(last_event_id) and gap is None
-    if first is not None and not resumed:
-        stream._set_initial(first)
+    close_at_exit()
+    timeout = options().publish_timeout
+    weak = weakref.ref(stream)
+
+    def register() -> None:
+        opened = weak()
+        if opened is None:
+            return
+        gap = _sse_channel.register(
+            opened, list(channels), last_event_id, options().retry, timeout
+        )
+        resumed = bool(last_event_id) and gap is None
+        if first is not None and not resumed:
+            opened._set_initial(first)
+
+    if asyncio._get_running_loop() is not None:
+        # Waiting for the bus here would hold up the loop.
+        pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
+        if pending is not None:
+            stream._set_opener(_Opener(pending, register))
+            return stream
+    register()
     return stream
+
+
+class _Opener:
+    """Opens a stream at its first step, when the bus has prepared it."""
+
+    __slots__ = ("pending", "register")
+
+    def __init__(self, pending: Awaitable[None], register: Callable[[], None]) -> None:
+        self.pending = pending
+        self.register = register
+
+    def __call__(self) -> None:
+        """Open it from a thread, waiting there."""
+        self.register()
+
+    async def open(self) -> None:
+        """Open it on the loop."""
+        await self.pending
+        self.register()
 
 
 def _first_payload(initial: Any) -> Callable[[bool], bytes | Awaitable[bytes]]:

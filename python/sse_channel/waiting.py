@@ -103,8 +103,8 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
     threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
 
 
-def close_clients_at_exit() -> None:
-    """Arrange, once, that the end of the interpreter ends every client.
+def close_at_exit() -> None:
+    """Arrange, once, that the end of the interpreter ends every client and the bus.
 
     Threads that are blocked in a stream end then, before the interpreter waits for them.
     """

@@ -14,7 +14,7 @@ use crate::event_id::EventId;
 use crate::history::Limits;
 use crate::hub::{ChannelKey, Resume};
 use crate::process::{Named, Process};
-use crate::python::wait;
+use crate::python::{asyncio, wait};
 use crate::ticket::{Answering, Ticket};
 
 /// The bus and the hub of all named channels, begun at the first call.
@@ -87,6 +87,31 @@ pub fn publish(
     }
 }
 
+/// `publish` on asyncio: the event's id, or an awaitable for it when the bus has to be waited for.
+pub fn publish_later<'py>(
+    py: Python<'py>,
+    bus: &Arc<dyn Bus>,
+    publication: Publication,
+    timeout: Duration,
+    published: impl FnOnce() + Send + 'static,
+) -> PyResult<Bound<'py, PyAny>> {
+    match py.detach(|| bus.try_publish(publication)) {
+        Attempt::Done(answer) => {
+            let id = answer?;
+            published();
+            Ok(id.to_string().into_pyobject(py)?.into_any())
+        }
+        Attempt::Waits(publication) => {
+            let (ticket, answering) = Answering::new();
+            bus.publish(publication, answering);
+            asyncio::awaitable(py, Arc::clone(bus), ticket, timeout, |id| {
+                published();
+                id.to_string()
+            })
+        }
+    }
+}
+
 /// Brings the hub to where a client of `channels` can register.
 pub fn prepare(
     py: Python<'_>,
@@ -104,6 +129,27 @@ pub fn prepare(
         }
     }
     Ok(())
+}
+
+/// `prepare` on asyncio: an awaitable, or None when it is done.
+pub fn prepare_later<'py>(
+    py: Python<'py>,
+    bus: &Arc<dyn Bus>,
+    channels: &[ChannelKey],
+    resume: Resume,
+    timeout: Duration,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    match py.detach(|| bus.try_prepare(channels, resume)) {
+        Attempt::Done(answer) => {
+            answer?;
+            Ok(None)
+        }
+        Attempt::Waits(()) => {
+            let (ticket, answering) = Answering::new();
+            bus.prepare(channels.to_vec(), resume, answering);
+            asyncio::awaitable(py, Arc::clone(bus), ticket, timeout, drop).map(Some)
+        }
+    }
 }
 
 /// Withdraws what nobody waits for any more, when its waiting ends by an exception.
@@ -134,23 +180,31 @@ fn answer_of(
         if let Some(answer) = ticket.take() {
             return Ok(answer?);
         }
-        let seconds = timeout.as_secs_f64();
         if ticket.withdraw() {
-            let excuse = py.detach(|| bus.excuse());
-            return Err(Error::Bus(format!(
-                "not sent: within {seconds} s (PUBLISH_TIMEOUT) the bus did not get to it; {excuse}"
-            ))
-            .into());
+            return Err(py.detach(|| not_sent(&**bus, timeout)).into());
         }
         if is_begun {
             break;
         }
     }
-    let excuse = py.detach(|| bus.excuse());
-    Err(Error::Bus(format!(
-        "the bus was given the event and did not answer: it may arrive or not; {excuse}"
+    Err(py.detach(|| no_answer(&**bus)).into())
+}
+
+/// The bus did not get to it in time.
+pub fn not_sent(bus: &dyn Bus, timeout: Duration) -> Error {
+    Error::Bus(format!(
+        "nothing was sent: within {} s (PUBLISH_TIMEOUT) the bus did not get to it; {}",
+        timeout.as_secs_f64(),
+        bus.excuse()
     ))
-    .into())
+}
+
+/// The bus got to it, and what became of it is not known.
+pub fn no_answer(bus: &dyn Bus) -> Error {
+    Error::Bus(format!(
+        "the bus was given the event and did not answer: it may arrive or not; {}",
+        bus.excuse()
+    ))
 }
 
 /// Called before a fork: what a child must not have is let go of.

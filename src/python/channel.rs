@@ -130,6 +130,36 @@ impl Channel {
         Ok(id.to_string())
     }
 
+    /// `publish` for asyncio: the id, or an awaitable for it. Not for private channels.
+    #[pyo3(signature = (data, *, json, event, retry, comment, limit, timeout))]
+    #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
+    fn publish_later<'py>(
+        &self,
+        py: Python<'py>,
+        data: Option<&Bound<'_, PyString>>,
+        json: bool,
+        event: Option<&Bound<'_, PyString>>,
+        retry: Option<u64>,
+        comment: Option<&Bound<'_, PyString>>,
+        limit: usize,
+        timeout: f64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let fields = fields(data, event, retry, comment)?;
+        let body = Body::encode(&fields, limit)?;
+        let format = if json { Format::Json } else { Format::Text };
+        let place = self.place(py)?;
+        let (Some(name), Some(bus)) = (&self.name, &place.bus) else {
+            return Err(PyTypeError::new_err("a private channel has no bus to wait for"));
+        };
+        let channel = Arc::clone(name);
+        let publication = Publication { channel, history: self.history, body, format };
+        let timeout = Duration::from_secs_f64(timeout);
+        let counters = Arc::clone(&place.counters);
+        bus::publish_later(py, bus, publication, timeout, move || {
+            counters.published.fetch_add(1, Relaxed);
+        })
+    }
+
     /// Publishes an object that has no wire form to the queues of a private channel; None, and
     /// nothing sent, when streams are open that could not have it.
     fn publish_object(&self, py: Python<'_>, message: Py<PyAny>) -> PyResult<Option<String>> {
@@ -208,17 +238,23 @@ pub fn encode_frame<'py>(
     Ok(PyBytes::new(py, &body.seal(None).0))
 }
 
-/// Registers a queue or a stream with channels of one bus; what it missed comes first. Gives why
-/// it does not get exactly that, if so. A stream's opening goes before everything.
+/// Prepares the registration with channels of one bus: an awaitable, or None when it is done.
 #[pyfunction]
-pub fn register(
-    listener: &Bound<'_, Client>,
-    channels: Vec<Bound<'_, Channel>>,
-    last_event_id: Option<&Bound<'_, PyString>>,
-    retry: u64,
+pub fn prepare<'py>(
+    py: Python<'py>,
+    channels: Vec<Bound<'py, Channel>>,
+    last_event_id: Option<&Bound<'py, PyString>>,
     timeout: f64,
-) -> PyResult<Option<&'static str>> {
-    let py = listener.py();
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let places = places_of(py, &channels)?;
+    let Some(Place { bus: Some(bus), .. }) = places.first() else { return Ok(None) };
+    let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
+    let timeout = Duration::from_secs_f64(timeout);
+    bus::prepare_later(py, bus, &keys, resume_of(last_event_id), timeout)
+}
+
+/// Where the channels are, which must be of one hub.
+fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Place>> {
     let places = channels.iter().map(|channel| channel.get().place(py));
     let places = places.collect::<PyResult<Vec<Place>>>()?;
     let Some(first) = places.first() else {
@@ -230,11 +266,31 @@ pub fn register(
              give each of the channels a name, or open a stream for each",
         ));
     }
-    let resume = match last_event_id.map(|text| text.to_str()) {
+    Ok(places)
+}
+
+fn resume_of(last_event_id: Option<&Bound<'_, PyString>>) -> Resume {
+    match last_event_id.map(|text| text.to_str()) {
         None | Some(Ok("")) => Resume::Fresh,
         Some(Ok(text)) => text.parse().map_or(Resume::Unknown, Resume::After),
         Some(Err(_)) => Resume::Unknown,
-    };
+    }
+}
+
+/// Registers a queue or a stream with channels of one bus; what it missed comes first. Gives why
+/// it does not get exactly that, if so. A stream's opening goes before everything.
+#[pyfunction]
+pub fn register(
+    listener: &Bound<'_, Client>,
+    channels: Vec<Bound<'_, Channel>>,
+    last_event_id: Option<&Bound<'_, PyString>>,
+    retry: u64,
+    timeout: f64,
+) -> PyResult<Option<&'static str>> {
+    let py = listener.py();
+    let places = places_of(py, &channels)?;
+    let Some(first) = places.first() else { return Ok(None) };
+    let resume = resume_of(last_event_id);
     let client = listener.get();
     let stream = listener.cast::<Stream>().ok();
     let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();

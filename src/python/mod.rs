@@ -1,5 +1,6 @@
 //! The extension module `sse_channel._sse_channel`.
 
+mod asyncio;
 mod bus;
 mod channel;
 mod client;
@@ -22,7 +23,7 @@ mod _sse_channel {
     #[pymodule_export]
     use super::bus::{after_fork, before_fork, bus_figures, bus_url, check_bus};
     #[pymodule_export]
-    use super::channel::{Channel, close_all, encode_frame, figures, register};
+    use super::channel::{Channel, close_all, encode_frame, figures, prepare, register};
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]

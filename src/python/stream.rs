@@ -31,6 +31,10 @@ pub struct Stream {
     /// Makes the first payload, once, after the prelude.
     initial: Mutex<Option<Py<PyAny>>>,
     ended: AtomicBool,
+    /// Opens the stream at its first step, where that could not be done at once: a callable, told
+    /// whether it may wait itself.
+    opener: Mutex<Option<Py<PyAny>>>,
+    has_opener: AtomicBool,
 }
 
 /// What a step begins with.
@@ -150,6 +154,8 @@ impl Stream {
             prelude: Mutex::default(),
             initial: Mutex::new(None),
             ended: AtomicBool::new(false),
+            opener: Mutex::new(None),
+            has_opener: AtomicBool::new(false),
         };
         let client = Client::new(Kind::Stream, capacity, overflow)?;
         Ok(PyClassInitializer::from(client).add_subclass(stream))
@@ -172,6 +178,12 @@ impl Stream {
         let py = slf.py();
         let stream = slf.get();
         let client = slf.as_super().get();
+        if let Some(opener) = stream._take_opener()
+            && let Err(raised) = opener.call0(py)
+        {
+            Stream::finish(slf, Reason::Closed);
+            return Err(raised);
+        }
         loop {
             let stepped = match Stream::step(slf) {
                 Step::Chunk(chunk) => return Ok(Some(chunk)),
@@ -208,6 +220,20 @@ impl Stream {
         }
     }
 
+    /// Have the first step open the stream by calling `opener`.
+    fn _set_opener(&self, opener: Py<PyAny>) {
+        *lock(&self.opener) = Some(opener);
+        self.has_opener.store(true, Relaxed);
+    }
+
+    /// What opens the stream, given once; None for one that is open, or closed already.
+    fn _take_opener(&self) -> Option<Py<PyAny>> {
+        if !self.has_opener.swap(false, Relaxed) || self.ended.load(Relaxed) {
+            return None;
+        }
+        lock(&self.opener).take()
+    }
+
     fn _set_initial(&self, initial: Py<PyAny>) {
         *lock(&self.initial) = Some(initial);
     }
@@ -228,5 +254,6 @@ impl Stream {
 
     fn __clear__(&self) {
         let _initial = lock(&self.initial).take();
+        let _opener = lock(&self.opener).take();
     }
 }
