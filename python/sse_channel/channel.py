@@ -262,7 +262,8 @@ def stats() -> dict[str, Any]:
     channels = _sse_channel.figures()
     total: dict[str, Any] = {
         "process": os.getpid(),
-        "bus": _sse_channel.bus_figures() or {
+        "bus": _sse_channel.bus_figures()
+        or {
             "url": options().bus,
             "lag": 0.0,
             "waiting": 0,
