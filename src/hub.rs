@@ -260,10 +260,11 @@ impl Hub {
             if !channel.heard {
                 lack.unheard.push(Arc::clone(&channel.name));
             }
-            if let Resume::After(last) = resume {
-                if !channel.read && (!channel.heard || last < channel.history.floor()) {
-                    lack.unread.push(Arc::clone(&channel.name));
-                }
+            if let Resume::After(last) = resume
+                && !channel.read
+                && (!channel.heard || last < channel.history.floor())
+            {
+                lack.unread.push(Arc::clone(&channel.name));
             }
         }
         if let Resume::After(last) = resume {
@@ -298,6 +299,12 @@ impl Hub {
         let state = lock(&self.state);
         let channel = &state.channels[*state.names.get(name)?];
         channel.heard.then_some(channel.newest)
+    }
+
+    /// Events that the channel of that name remembers at the most.
+    pub fn history_limit(&self, name: &str) -> usize {
+        let state = lock(&self.state);
+        state.names.get(name).map_or(0, |key| state.channels[*key].history.limit())
     }
 
     /// Notes an id that others know, without an event.

@@ -25,6 +25,7 @@ pub mod event_id;
 pub mod frame;
 pub mod history;
 pub mod hub;
+pub mod inherited;
 pub mod metrics;
 pub mod process;
 pub mod queue;

@@ -53,10 +53,10 @@ impl Process {
     /// This process's state, made at the first call after a start or a fork.
     pub fn current() -> Arc<Process> {
         let mut current = lock(&CURRENT);
-        if let Some(process) = current.as_ref() {
-            if process.generation == generation() {
-                return Arc::clone(process);
-            }
+        if let Some(process) = current.as_ref()
+            && process.generation == generation()
+        {
+            return Arc::clone(process);
         }
         let process = Arc::new(Process {
             generation: generation(),

@@ -9,7 +9,7 @@ Each option is looked up in this order; the first place that names it wins:
 
 | option            | default       | meaning                                                   |
 | ----------------- | ------------- | --------------------------------------------------------- |
-| `BUS`             | `memory://`   | where events are ordered and kept                         |
+| `BUS`             | `local://`    | where events are ordered and kept                         |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
@@ -38,7 +38,7 @@ __all__ = ["Options", "bus_settings", "configure", "options"]
 class Options(NamedTuple):
     """The options in force."""
 
-    bus: str = "memory://"
+    bus: str = "local://"
     history_age: int = 86400
     history_bytes: int = 64 << 20
     max_event_bytes: int = 1 << 20

@@ -1,8 +1,10 @@
 //! The bus: orders, numbers and stores events, and brings them to the hub of every process.
 
+pub mod local;
 pub mod memory;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -14,6 +16,7 @@ use crate::hub::{ChannelKey, Hub, Resume};
 use crate::process::Named;
 use crate::ticket::Answering;
 
+pub use local::LocalBus;
 pub use memory::MemoryBus;
 
 /// An event on its way to the bus.
@@ -76,11 +79,17 @@ impl Settings {
     /// # Errors
     /// `Bus` with what is wrong with the URL.
     pub fn open(&self) -> Result<Named> {
-        let (scheme, _rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
+        let (scheme, rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
         match scheme {
             "memory" if self.url == "memory://" => {
                 let hub = Arc::new(Hub::new(self.limits, true));
                 Ok(Named { bus: Arc::new(MemoryBus::new(Arc::clone(&hub))), hub })
+            }
+            "local" if rest.is_empty() || rest.starts_with('/') => {
+                let path = (!rest.is_empty()).then_some(Path::new(rest));
+                let hub = Arc::new(Hub::new(self.limits, false));
+                let bus = LocalBus::new(Arc::clone(&hub), path, &self.project, self.limits);
+                Ok(Named { bus, hub })
             }
             _ => Err(Error::Bus(
                 "which is no bus: name memory://, local://, local:///a/directory or \

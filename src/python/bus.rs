@@ -1,7 +1,7 @@
 //! The bus of this process as Python uses it: begun by Python's options, waited for in the way of
 //! the caller.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
@@ -15,11 +15,7 @@ use crate::history::Limits;
 use crate::hub::{ChannelKey, Resume};
 use crate::process::{Named, Process};
 use crate::python::wait;
-use crate::sync::lock;
 use crate::ticket::{Answering, Ticket};
-
-/// The process whose bus sleeps through a fork that is under way.
-static FORKING: Mutex<Option<Arc<Process>>> = Mutex::new(None);
 
 /// The bus and the hub of all named channels, begun at the first call.
 pub fn named(py: Python<'_>) -> PyResult<Named> {
@@ -31,7 +27,9 @@ pub fn named(py: Python<'_>) -> PyResult<Named> {
         py.import("sse_channel.config")?.getattr("bus_settings")?.call0()?.extract()?;
     match process.open(&settings) {
         Ok(named) => Ok(named.clone()),
-        Err(error) => Err(PyValueError::new_err(format!("the bus cannot be begun: BUS names something {error}"))),
+        Err(error) => Err(PyValueError::new_err(format!(
+            "the bus cannot be begun: BUS names something {error}"
+        ))),
     }
 }
 
@@ -158,24 +156,15 @@ fn answer_of(
 /// Called before a fork: what a child must not have is let go of.
 #[pyfunction]
 pub fn before_fork(py: Python<'_>) {
-    let process = Process::current();
-    if let Some(named) = process.named() {
+    if let Some(named) = Process::current().named() {
         py.detach(|| named.bus.before_fork());
-        *lock(&FORKING) = Some(process);
     }
 }
 
 /// Called after a fork in the process that went on with it.
 #[pyfunction]
 pub fn after_fork() {
-    if let Some(process) = lock(&FORKING).take() {
-        if let Some(named) = process.named() {
-            named.bus.after_fork();
-        }
+    if let Some(named) = Process::current().named() {
+        named.bus.after_fork();
     }
-}
-
-/// In a forked child: the process that sleeps is the parent's.
-pub fn forked() {
-    std::mem::forget(lock(&FORKING).take());
 }

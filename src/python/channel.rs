@@ -42,10 +42,10 @@ struct Place {
 
 impl Channel {
     fn place(&self, py: Python<'_>) -> PyResult<Place> {
-        if let Some(known) = lock(&self.place).as_ref() {
-            if known.generation == process::generation() {
-                return Ok(known.clone());
-            }
+        if let Some(known) = lock(&self.place).as_ref()
+            && known.generation == process::generation()
+        {
+            return Ok(known.clone());
         }
         let (hub, bus) = match self.name {
             Some(_) => {

@@ -116,10 +116,11 @@ impl Client {
         match self.core.hub() {
             Some(hub) => {
                 let was_registered = hub.unregister(&self.core, reason);
-                if let Some(named) = Process::current().named() {
-                    if was_registered && Arc::ptr_eq(&named.hub, &hub) {
-                        named.bus.left();
-                    }
+                if let Some(named) = Process::current().named()
+                    && was_registered
+                    && Arc::ptr_eq(&named.hub, &hub)
+                {
+                    named.bus.left();
                 }
                 was_registered
             }

@@ -12,10 +12,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use slab::Slab;
 
-use crate::process;
-use crate::python::{bus, greenlets};
+use crate::python::greenlets;
 use crate::sync::lock;
 use crate::wake::{Token, Wakeups};
+use crate::{inherited, process};
 
 /// A turn of the loop resumes waiters for this long; the rest comes in the next, after the loop's
 /// other work. gevent gives its own callbacks the same.
@@ -91,7 +91,7 @@ impl Parking {
     /// The next waiter of this turn, taken out: who gets it must resume it.
     pub fn next_in_turn(&self) -> Option<Py<PyAny>> {
         let mut waiting = lock(&self.waiting);
-        if self.resumed.load(Relaxed) % CLOCK_EVERY == 0
+        if self.resumed.load(Relaxed).is_multiple_of(CLOCK_EVERY)
             && waiting.turn_ends.is_some_and(|end| end <= Instant::now())
         {
             return None;
@@ -237,11 +237,11 @@ impl Parking {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Ok(gevent) = self.gevent.try_lock() {
-            if let Some(gevent) = gevent.as_ref() {
-                visit.call(&gevent.watcher)?;
-                visit.call(&gevent.resume)?;
-            }
+        if let Ok(gevent) = self.gevent.try_lock()
+            && let Some(gevent) = gevent.as_ref()
+        {
+            visit.call(&gevent.watcher)?;
+            visit.call(&gevent.resume)?;
         }
         if let Ok(waiting) = self.waiting.try_lock() {
             for (_, (_, waiter)) in &waiting.slots {
@@ -276,6 +276,6 @@ fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
 #[pyfunction]
 pub fn forked(py: Python<'_>) -> PyResult<()> {
     process::forked();
-    bus::forked();
+    inherited::close_all();
     greenlets::forked(py)
 }

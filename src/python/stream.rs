@@ -218,10 +218,10 @@ impl Stream {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Ok(initial) = self.initial.try_lock() {
-            if let Some(initial) = initial.as_ref() {
-                visit.call(initial)?;
-            }
+        if let Ok(initial) = self.initial.try_lock()
+            && let Some(initial) = initial.as_ref()
+        {
+            visit.call(initial)?;
         }
         Ok(())
     }

@@ -1,0 +1,567 @@
+//! The store: one SQLite file that all processes of a project write and read.
+//!
+//! WAL mode, so that readers and the writer do not wait for each other; `synchronous=OFF`, because
+//! what a killed process has committed is safe in the system's memory, and events need not survive
+//! a power cut. Writers are queued by `FileLock`, which must be held for `open` and all that writes.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::ffi::ErrorCode;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::bus::Publication;
+use crate::error::{Error, Result};
+use crate::event::Format;
+use crate::event_id::EventId;
+use crate::frame::Body;
+use crate::history::Limits;
+use crate::hub::Arrival;
+
+/// The layout below; a store of another one has another name.
+const VERSION: i32 = 1;
+
+/// Marks the file as ours: "sse1".
+const APPLICATION: i32 = 0x7373_6531;
+
+/// Events that a channel keeps at the least, so that a process that was slow finds them.
+const FEWEST: i64 = 1000;
+
+/// Bits of a row's number that count within its millisecond.
+const COUNTER_BITS: u32 = 20;
+
+/// Bytes that an event takes beside its text.
+const OVERHEAD: i64 = 64;
+
+/// A place in the order, as the rows are numbered: milliseconds, then a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Position(i64);
+
+impl Position {
+    /// The beginning of a millisecond.
+    pub fn at(ms: u64) -> Position {
+        Position(i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1 << COUNTER_BITS))
+    }
+
+    fn next(self) -> Position {
+        Position(self.0.saturating_add(1))
+    }
+}
+
+impl From<Position> for EventId {
+    fn from(position: Position) -> EventId {
+        let number = position.0.unsigned_abs();
+        EventId { ms: number >> COUNTER_BITS, n: number & ((1 << COUNTER_BITS) - 1) }
+    }
+}
+
+impl From<EventId> for Position {
+    /// An id that no row can have becomes the nearest one that is not before it.
+    fn from(id: EventId) -> Position {
+        let start = Position::at(id.ms);
+        if id.n < 1 << COUNTER_BITS {
+            Position(start.0.saturating_add(i64::try_from(id.n).unwrap_or(i64::MAX)))
+        } else {
+            Position(Position::at(id.ms.saturating_add(1)).0.saturating_sub(1))
+        }
+    }
+}
+
+/// What one transaction of a publisher did.
+#[derive(Debug)]
+pub struct Written {
+    /// The newest event before it.
+    pub before: Position,
+    /// Where each publication stands.
+    pub positions: Vec<Position>,
+    /// The bells of the processes that listen.
+    pub bells: Vec<String>,
+}
+
+/// What a reader found after its position.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// The events in order.
+    pub arrivals: Vec<Arrival>,
+    /// Where to go on.
+    pub position: Position,
+    /// Whether there may be more.
+    pub is_full: bool,
+    /// Channels of which events were let go of before they were read here, and up to where.
+    pub gaps: Vec<(Arc<str>, Position)>,
+}
+
+/// One connection to the store. It must not live through a fork: SQLite's locks are the process's.
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+    path: PathBuf,
+    /// Which file it is, so that one that took its place is noticed.
+    identity: (u64, u64),
+    limit: u64,
+}
+
+impl Store {
+    /// Opens the store in `directory`, and makes it if it is not there: nothing in it is older than
+    /// `now`. A file that is no store any more is put aside. Needs the file lock.
+    ///
+    /// # Errors
+    /// `Bus` when it cannot be opened or made.
+    pub fn open(directory: &Path, now: Position, limit: u64) -> Result<Store> {
+        let path = directory.join(format!("events-{VERSION}.sqlite3"));
+        match Store::open_file(&path, now, limit) {
+            Err(error) if is_broken(&error) => {
+                put_aside(&path)?;
+                Store::open_file(&path, now, limit).map_err(|error| explain(&error, &path))
+            }
+            Err(error) => Err(explain(&error, &path)),
+            Ok(store) => {
+                store.check_version()?;
+                Ok(store)
+            }
+        }
+    }
+
+    fn open_file(path: &Path, now: Position, limit: u64) -> rusqlite::Result<Store> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        // The last connection of all would checkpoint, and a fork closes them often.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let pages = limit / 4096 * 3 / 2 + 256;
+        connection.execute_batch(&format!(
+            "PRAGMA journal_mode = WAL;
+             PRAGMA synchronous = OFF;
+             PRAGMA temp_store = MEMORY;
+             PRAGMA cache_size = -2048;
+             PRAGMA journal_size_limit = 4194304;
+             PRAGMA max_page_count = {pages};"
+        ))?;
+        let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version == 0 {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE;
+                 CREATE TABLE IF NOT EXISTS store (born INTEGER NOT NULL, bytes INTEGER NOT NULL,
+                     trimmed INTEGER NOT NULL);
+                 CREATE TABLE IF NOT EXISTS channel (key INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+                     history INTEGER NOT NULL, floor INTEGER NOT NULL,
+                     events INTEGER NOT NULL, bytes INTEGER NOT NULL);
+                 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT,
+                     channel INTEGER NOT NULL, json INTEGER NOT NULL, has_data INTEGER NOT NULL,
+                     frame TEXT NOT NULL, message TEXT);
+                 CREATE INDEX IF NOT EXISTS event_of_channel ON event (channel);
+                 CREATE TABLE IF NOT EXISTS listener (bell TEXT PRIMARY KEY) WITHOUT ROWID;
+                 CREATE VIEW IF NOT EXISTS readable AS
+                     SELECT (event.id >> {COUNTER_BITS}) || '-' || (event.id & {mask}) AS id,
+                         datetime((event.id >> {COUNTER_BITS}) / 1000, 'unixepoch') AS utc,
+                         channel.name AS channel, event.frame AS frame
+                     FROM event JOIN channel ON channel.key = event.channel ORDER BY event.id;
+                 INSERT INTO store VALUES ({now}, 0, 0);
+                 PRAGMA application_id = {APPLICATION};
+                 PRAGMA user_version = {VERSION};
+                 COMMIT;",
+                mask = (1 << COUNTER_BITS) - 1,
+                now = now.0,
+            ))?;
+        }
+        let identity = identity_of(path).unwrap_or_default();
+        Ok(Store { connection, path: path.to_owned(), identity, limit })
+    }
+
+    fn check_version(&self) -> Result<()> {
+        let number = |pragma| self.connection.query_row(pragma, [], |row| row.get::<_, i32>(0));
+        let found = (number("PRAGMA application_id"), number("PRAGMA user_version"));
+        match found {
+            (Ok(APPLICATION), Ok(VERSION)) => Ok(()),
+            (_, version) => Err(Error::Bus(format!(
+                "the store {} was written by another version of sse_channel (layout {}, this one \
+                 knows {VERSION}): stop the project's processes, delete the file, and start them",
+                self.path.display(),
+                version.map_or_else(|_| "unknown".to_owned(), |version| version.to_string()),
+            ))),
+        }
+    }
+
+    /// Whether the file that was opened is still the one that others would open.
+    pub fn is_current(&self) -> bool {
+        identity_of(&self.path) == Some(self.identity)
+    }
+
+    /// Takes a damaged file out of the way, so that the next to open the store makes another.
+    ///
+    /// # Errors
+    /// `Bus` when the file cannot be moved.
+    pub fn put_aside(&self) -> Result<()> {
+        if self.is_current() { put_aside(&self.path) } else { Ok(()) }
+    }
+
+    /// Says what an error of SQLite means for the caller.
+    pub fn explain(&self, error: &rusqlite::Error) -> Error {
+        explain(error, &self.path)
+    }
+
+    /// Orders and stores the publications in one transaction, after everything that is stored and
+    /// after `known`. Needs the file lock.
+    ///
+    /// # Errors
+    /// When nothing was stored.
+    pub fn write<'a>(
+        &mut self,
+        publications: impl IntoIterator<Item = &'a Publication>,
+        known: Position,
+        now: Position,
+        limits: Limits,
+        dead_bells: &[String],
+    ) -> rusqlite::Result<Written> {
+        let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
+        let transaction =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let before = newest(&transaction)?.max(known);
+        let mut last = before;
+        let mut positions = Vec::new();
+        {
+            let mut channel = transaction.prepare_cached(
+                "INSERT INTO channel (name, history, floor, events, bytes)
+                 VALUES (?1, ?2, (SELECT born FROM store), 1, ?3)
+                 ON CONFLICT (name) DO UPDATE SET history = max(history, excluded.history),
+                     events = events + 1, bytes = bytes + excluded.bytes
+                 RETURNING key, history, events, bytes",
+            )?;
+            let mut event = transaction.prepare_cached(
+                "INSERT INTO event (id, channel, json, has_data, frame, message)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
+            let mut added = 0;
+            for Publication { channel: name, history, body, format } in publications {
+                last = last.next().max(now);
+                let message = body.beside();
+                let text = body.frame().len() + message.map_or(0, <[u8]>::len);
+                let bytes = i64::try_from(text).unwrap_or(i64::MAX).saturating_add(OVERHEAD);
+                let history = i64::try_from(*history).unwrap_or(i64::MAX);
+                let (key, history, events, kept): (i64, i64, i64, i64) = channel
+                    .query_row(params![&**name, history, bytes], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    })?;
+                event.execute(params![
+                    last.0,
+                    key,
+                    *format == Format::Json,
+                    body.has_data(),
+                    text_of(body.frame()),
+                    message.map(text_of),
+                ])?;
+                added += bytes;
+                added -= trim(&transaction, key, history.max(FEWEST), events, kept, limits)?;
+                positions.push(last);
+            }
+            let mut total = transaction
+                .prepare_cached("UPDATE store SET bytes = bytes + ?1 RETURNING bytes")?;
+            let total: i64 = total.query_row([added], |row| row.get(0))?;
+            let oldest = Position(now.0 - Position::at(limits.age).0);
+            forget_before(&transaction, oldest)?;
+            if total > limit {
+                forget_oldest(&transaction, total - limit / 8 * 7)?;
+            }
+            if !dead_bells.is_empty() {
+                let mut gone =
+                    transaction.prepare_cached("DELETE FROM listener WHERE bell = ?1")?;
+                for bell in dead_bells {
+                    gone.execute([bell])?;
+                }
+            }
+        }
+        let bells = transaction
+            .prepare_cached("SELECT bell FROM listener")?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        transaction.commit()?;
+        Ok(Written { before, positions, bells })
+    }
+
+    /// Adds a bell to those that publishers ring; every later event rings it. Gives the newest
+    /// event. Needs the file lock.
+    ///
+    /// # Errors
+    /// When nothing was stored.
+    pub fn attach(&mut self, bell: &str) -> rusqlite::Result<Position> {
+        let transaction =
+            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        transaction.execute("INSERT OR IGNORE INTO listener VALUES (?1)", [bell])?;
+        let position = newest(&transaction)?;
+        transaction.commit()?;
+        Ok(position)
+    }
+
+    /// Takes a bell away. Needs the file lock.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub fn detach(&mut self, bell: &str) -> rusqlite::Result<()> {
+        self.connection.execute("DELETE FROM listener WHERE bell = ?1", [bell]).map(drop)
+    }
+
+    /// Up to `count` events after `position`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn after(&mut self, position: Position, count: usize) -> rusqlite::Result<Read> {
+        let snapshot = self.connection.transaction()?;
+        let trimmed: i64 = snapshot
+            .prepare_cached("SELECT trimmed FROM store")?
+            .query_row([], |row| row.get(0))?;
+        let mut read = Read { position, ..Read::default() };
+        if trimmed > position.0 {
+            let mut floors =
+                snapshot.prepare_cached("SELECT name, floor FROM channel WHERE floor > ?1")?;
+            let gap = |row: &Row<'_>| {
+                Ok((row.get::<_, String>(0)?.into(), Position(row.get::<_, i64>(1)?)))
+            };
+            read.gaps = floors.query_map([position.0], gap)?.collect::<rusqlite::Result<_>>()?;
+        }
+        {
+            let mut events = snapshot.prepare_cached(
+                "SELECT event.id, channel.name, json, has_data, frame, message
+                 FROM event JOIN channel ON channel.key = event.channel
+                 WHERE event.id > ?1 ORDER BY event.id LIMIT ?2",
+            )?;
+            let limit = i64::try_from(count).unwrap_or(i64::MAX);
+            let mut rows = events.query(params![position.0, limit])?;
+            let mut seen = 0;
+            while let Some(row) = rows.next()? {
+                seen += 1;
+                read.position = Position(row.get(0)?);
+                read.arrivals.extend(arrival(row)?);
+            }
+            read.is_full = seen == count;
+        }
+        snapshot.commit()?;
+        Ok(read)
+    }
+
+    /// The newest `count` events of a channel up to `position`, and what they come after.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn history(
+        &mut self,
+        name: &str,
+        position: Position,
+        count: usize,
+    ) -> rusqlite::Result<(Position, Vec<Arrival>)> {
+        let snapshot = self.connection.transaction()?;
+        let channel: Option<(i64, i64)> = snapshot
+            .prepare_cached("SELECT key, floor FROM channel WHERE name = ?1")?
+            .query_row([name], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((key, floor)) = channel else {
+            let born = snapshot.query_row("SELECT born FROM store", [], |row| row.get(0))?;
+            return Ok((Position(born), Vec::new()));
+        };
+        let mut arrivals = Vec::new();
+        let mut floor = Position(floor);
+        {
+            let mut events = snapshot.prepare_cached(
+                "SELECT event.id, ?2, json, has_data, frame, message FROM event
+                 WHERE channel = ?1 AND event.id <= ?3 ORDER BY event.id DESC LIMIT ?4",
+            )?;
+            // One more tells what the last of them comes after.
+            let limit = i64::try_from(count).unwrap_or(i64::MAX).saturating_add(1);
+            let mut rows = events.query(params![key, name, position.0, limit])?;
+            while let Some(row) = rows.next()? {
+                if arrivals.len() == count {
+                    floor = Position(row.get(0)?);
+                    break;
+                }
+                arrivals.extend(arrival(row)?);
+            }
+        }
+        arrivals.reverse();
+        snapshot.commit()?;
+        Ok((floor, arrivals))
+    }
+}
+
+fn newest(connection: &Connection) -> rusqlite::Result<Position> {
+    // What was handed out, also when it is forgotten already.
+    let mut newest = connection.prepare_cached(
+        "SELECT max((SELECT born FROM store),
+             coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0))",
+    )?;
+    newest.query_row([], |row| row.get(0)).map(Position)
+}
+
+/// Forgets the oldest events of a channel that has too many; gives their bytes. Not at every
+/// event: a channel keeps up to an eighth more than it must.
+fn trim(
+    connection: &Connection,
+    key: i64,
+    history: i64,
+    events: i64,
+    bytes: i64,
+    limits: Limits,
+) -> rusqlite::Result<i64> {
+    let allowed = i64::try_from(limits.bytes).unwrap_or(i64::MAX);
+    if events <= history.saturating_add(history / 8) && bytes <= allowed {
+        return Ok(0);
+    }
+    let surplus =
+        if bytes > allowed { (events - history).max(events / 8).max(1) } else { events - history };
+    let (count, freed, floor): (i64, i64, i64) = connection
+        .prepare_cached(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(id), 0) FROM (
+                 SELECT id, length(CAST(frame AS BLOB)) + coalesce(length(CAST(message AS BLOB)), 0)
+                     + ?3 AS bytes
+                 FROM event WHERE channel = ?1 ORDER BY id LIMIT ?2)",
+        )?
+        .query_row(params![key, surplus, OVERHEAD], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    connection
+        .prepare_cached("DELETE FROM event WHERE channel = ?1 AND id <= ?2")?
+        .execute([key, floor])?;
+    lower(connection, key, count, freed, floor)?;
+    Ok(freed)
+}
+
+/// Notes on a channel what was forgotten of it.
+fn lower(
+    connection: &Connection,
+    key: i64,
+    count: i64,
+    bytes: i64,
+    floor: i64,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE channel SET events = events - ?2, bytes = bytes - ?3, floor = max(floor, ?4)
+             WHERE key = ?1",
+        )?
+        .execute([key, count, bytes, floor])?;
+    connection.prepare_cached("UPDATE store SET trimmed = max(trimmed, ?1)")?.execute([floor])?;
+    Ok(())
+}
+
+/// Forgets what is older than `oldest`.
+fn forget_before(connection: &Connection, oldest: Position) -> rusqlite::Result<()> {
+    let first: Option<i64> =
+        connection.prepare_cached("SELECT min(id) FROM event")?.query_row([], |row| row.get(0))?;
+    match first {
+        // Once a second is often enough.
+        Some(first) if first < oldest.0 - Position::at(1000).0 => {
+            forget_until(connection, oldest.0 - 1)?;
+            // A channel without events needs no row, as long as what it forgot stays known.
+            connection.execute(
+                "UPDATE store SET born = max(born, coalesce(
+                     (SELECT max(floor) FROM channel WHERE events = 0 AND floor < ?1), 0))",
+                [oldest.0],
+            )?;
+            connection
+                .execute("DELETE FROM channel WHERE events = 0 AND floor < ?1", [oldest.0])
+                .map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Forgets the oldest events of all channels until `bytes` are freed.
+fn forget_oldest(connection: &Connection, bytes: i64) -> rusqlite::Result<()> {
+    let mut freed = 0;
+    while freed < bytes {
+        let last: Option<i64> = connection
+            .prepare_cached("SELECT max(id) FROM (SELECT id FROM event ORDER BY id LIMIT 64)")?
+            .query_row([], |row| row.get(0))?;
+        let Some(last) = last else { break };
+        freed += forget_until(connection, last)?;
+    }
+    Ok(())
+}
+
+fn forget_until(connection: &Connection, last: i64) -> rusqlite::Result<i64> {
+    let gone: Vec<(i64, i64, i64, i64)> = connection
+        .prepare_cached(
+            "SELECT channel, count(*), max(id),
+                 sum(length(CAST(frame AS BLOB)) + coalesce(length(CAST(message AS BLOB)), 0) + ?2)
+             FROM event WHERE id <= ?1 GROUP BY channel",
+        )?
+        .query_map([last, OVERHEAD], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    connection.prepare_cached("DELETE FROM event WHERE id <= ?1")?.execute([last])?;
+    let mut freed = 0;
+    for (key, count, floor, bytes) in gone {
+        lower(connection, key, count, bytes, floor)?;
+        freed += bytes;
+    }
+    connection.prepare_cached("UPDATE store SET bytes = bytes - ?1")?.execute([freed])?;
+    Ok(freed)
+}
+
+/// An event out of its row; `None` for one that no version of ours has written.
+fn arrival(row: &Row<'_>) -> rusqlite::Result<Option<Arrival>> {
+    let id = EventId::from(Position(row.get(0)?));
+    let channel: Arc<str> = row.get_ref(1)?.as_str()?.into();
+    let format = if row.get(2)? { Format::Json } else { Format::Text };
+    let message = row.get_ref(5)?.as_bytes_or_null()?;
+    let body = Body::restore(row.get_ref(4)?.as_bytes()?, message, row.get(3)?);
+    Ok(body.map(|body| Arrival { channel, id, body, format }))
+}
+
+/// Frames are made from `str`: never lossy.
+fn text_of(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    // Not opened: closing it would give back SQLite's own locks on it.
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+fn put_aside(path: &Path) -> Result<()> {
+    // One is kept, to look at.
+    let aside = path.with_file_name("broken.sqlite3");
+    std::fs::rename(path, aside).map_err(|error| {
+        Error::Bus(format!(
+            "the store {} is damaged and cannot be put aside: {error}; delete it",
+            path.display()
+        ))
+    })?;
+    for suffix in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        // It is gone already, or belongs to nothing any more.
+        let _ = std::fs::remove_file(name);
+    }
+    Ok(())
+}
+
+/// Whether the file is no database, or not a whole one.
+pub fn is_broken(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+fn explain(error: &rusqlite::Error, path: &Path) -> Error {
+    let shown = path.display();
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => {
+            "the file system is full: make room there, or name another directory: BUS = \
+             \"local:///a/directory\""
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            "make it and its directory writable for this user, or name another directory: BUS = \
+             \"local:///a/directory\""
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program holds it locked for too long, an open transaction in a shell perhaps"
+        }
+        Some(ErrorCode::SystemIoFailure) => {
+            "the file system failed, for want of room perhaps: look there, or name another \
+             directory: BUS = \"local:///a/directory\""
+        }
+        _ => "stop the project's processes, delete the file, and start them",
+    };
+    Error::Bus(format!("the store {shown} cannot be used: {error}; {advice}"))
+}
