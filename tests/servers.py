@@ -294,6 +294,7 @@ class Stream(asyncio.Protocol):
         self.events: list[Event] = []
         self.times: list[float] = []  # of `time.monotonic`, when each event was received
         self.opened_at: float | None = None  # the same of the first bytes
+        self.ended_at: float | None = None
         self.parser = EventStreamParser()
         self.is_open = loop.create_future()  # done with the first bytes, or the end
         self.is_over = loop.create_future()  # done with the end
@@ -359,6 +360,7 @@ class Stream(asyncio.Protocol):
 
     def _end(self) -> None:
         if not self.is_over.done():
+            self.ended_at = time.monotonic()
             self.is_over.set_result(None)
         self._open()
 
@@ -474,19 +476,29 @@ class Follower:
         return [event for stream in self.streams for event in stream.events]
 
     def longest_wait(self, known: dict[str, float]) -> float:
-        """The longest time that it was without an event that was `known` while it was connected.
+        """The longest time that it was connected and without an event that was `known`.
 
-        `known` gives the time from which on an event, by its id, should be received.
+        `known` gives the time from which on an event, by its id, should be received. Events that
+        are not in it do not count, and no time does in which the follower had no connection.
         """
         return max(
             (
-                at - max(known[event.last_event_id], stream.opened_at)
-                for stream in self.streams
+                self._connected_between(known[event.last_event_id], at, number)
+                for number, stream in enumerate(self.streams)
                 for event, at in zip(stream.events, stream.times, strict=True)
                 if event.last_event_id in known
             ),
             default=0.0,
         )
+
+    def _connected_between(self, begin: float, end: float, number: int) -> float:
+        """Seconds of connection in a time that ends during stream `number`."""
+        connected = end - max(begin, self.streams[number].opened_at)
+        for stream in reversed(self.streams[:number]):
+            if stream.ended_at <= begin:
+                break
+            connected += stream.ended_at - max(begin, stream.opened_at)
+        return connected
 
     async def run(self) -> None:
         """Follow, until cancelled."""
