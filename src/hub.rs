@@ -462,6 +462,11 @@ impl Hub {
         lock(&self.state).channels[channel].clients.iter().map(|entry| entry.1.clone()).collect()
     }
 
+    /// The counters of a channel.
+    pub fn counters(&self, channel: ChannelKey) -> Arc<Counters> {
+        Arc::clone(&lock(&self.state).channels[channel].counters)
+    }
+
     /// How many clients a channel has now.
     pub fn client_count(&self, channel: ChannelKey) -> usize {
         lock(&self.state).channels[channel].clients.len()
@@ -547,7 +552,7 @@ impl State {
         let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))));
         channel.newest = id;
         channel.history.push(&event, now, &mut after.discarded);
-        channel.counters.published.fetch_add(1, Relaxed);
+        channel.counters.received.fetch_add(1, Relaxed);
         self.offer(key, &event, after);
     }
 

@@ -34,8 +34,10 @@ impl Reason {
 /// What happened on one channel of this process since it began.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Events ordered and offered to the clients.
+    /// Events that this process published.
     pub published: AtomicU64,
+    /// Events, of whatever process, that were offered to the clients here.
+    pub received: AtomicU64,
     /// Messages that a reader took, and frames that a server took.
     pub delivered: AtomicU64,
     /// Events that a full queue did not keep.

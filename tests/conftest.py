@@ -21,9 +21,12 @@ HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds for a condition that machines in a hurry reach in milliseconds
 _names = itertools.count()
 _directory = tempfile.TemporaryDirectory()
+_bus = tempfile.TemporaryDirectory(prefix="sse-", dir="/tmp")
 
 
 def pytest_configure() -> None:
+    # A bus that nobody else hears. Sockets lie in it, so that its path must be short.
+    os.environ.setdefault("SSE_CHANNEL_BUS", f"local://{_bus.name}/bus")
     settings.configure(
         ALLOWED_HOSTS=["testserver"],
         DATABASES={
@@ -44,6 +47,7 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _directory.cleanup()
+    _bus.cleanup()
 
 
 @pytest.fixture

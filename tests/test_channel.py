@@ -458,6 +458,7 @@ def test_stats_count_what_happened(name):
     assert figures == {
         "clients": {"queue": 0, "stream": 0},
         "published": 2,
+        "received": 2,
         "delivered": 2,
         "dropped": 1,
         "bytes": len(chunk),
@@ -468,5 +469,5 @@ def test_stats_count_what_happened(name):
     assert everything["channels"][name] == figures
     bus = everything["bus"]
     assert (bus["url"], bus["lag"], bus["waiting"]) == (package.config.options().bus, 0.0, 0)
-    for key in ("published", "delivered", "dropped", "bytes"):
+    for key in ("published", "received", "delivered", "dropped", "bytes"):
         assert everything[key] == sum(each[key] for each in everything["channels"].values())

@@ -30,7 +30,8 @@ q = sse_channel.sse_channel.listen()
 sse_channel.sse_channel.publish({"a": 1})
 assert q.get(timeout=1) == {"a": 1}
 assert len(os.listdir("/proc/self/task")) == 1
-"""
+""",
+        SSE_CHANNEL_BUS="memory://",
     )
 
 
@@ -40,6 +41,25 @@ def test_importing_imports_neither(script):
         "print([name for name in ('django', 'gevent', 'greenlet') if name in sys.modules])"
     )
     assert out == "[]\n"
+
+
+def test_a_bus_that_is_in_use_cannot_be_changed(script):
+    script(
+        """
+from sse_channel import configure, sse_channel
+configure(bus="memory://", retry=1)
+sse_channel.publish("x")
+configure(bus="memory://", retry=2)
+try:
+    configure(bus="local://", retry=3)
+except ValueError as error:
+    assert "comes too late" in str(error) and "memory://" in str(error)
+else:
+    raise AssertionError("not refused")
+from sse_channel.config import options
+assert options().retry == 2
+"""
+    )
 
 
 def test_everything_that_it_exports_is_there():
@@ -53,6 +73,7 @@ def fresh_options(monkeypatch):
     """Options as a process reads them that configured nothing."""
     monkeypatch.setattr(sse_channel.config, "_configured", {})
     monkeypatch.setattr(sse_channel.config, "_in_force", None)
+    monkeypatch.delenv("SSE_CHANNEL_BUS")
 
 
 def shown():
@@ -63,16 +84,17 @@ def shown():
 def test_options_come_from_configure_then_environment_then_settings(
     fresh_options, monkeypatch, settings_with
 ):
-    assert shown() == ("memory://", 1 << 20, 3000)
+    assert shown() == ("local://", 1 << 20, 3000)
     settings_with({"RETRY": 1, "MAX_EVENT_BYTES": 11})
-    assert shown() == ("memory://", 11, 1)
+    assert shown() == ("local://", 11, 1)
     monkeypatch.setenv("SSE_CHANNEL_RETRY", "2")
     sse_channel.config._in_force = None
-    assert shown() == ("memory://", 11, 2)
+    assert shown() == ("local://", 11, 2)
     configure(retry=3)
-    assert shown() == ("memory://", 11, 3)
-    configure(bus="memory://")
+    assert shown() == ("local://", 11, 3)
+    configure(publish_timeout=2)
     assert options().retry == 3
+    assert options().publish_timeout == 2.0
 
 
 @pytest.fixture
@@ -91,6 +113,10 @@ def settings_with(monkeypatch):
     [
         ({"bus": "amqp://me:secret@host"}, ValueError, r"bus=.*'amqp://\*\*\*@host'"),
         ({"bus": 7}, TypeError, "bus=.*URL"),
+        ({"bus": "local://relative"}, ValueError, "bus=.*no bus"),
+        ({"publish_timeout": 0}, ValueError, "publish_timeout=.*more than 0"),
+        ({"publish_timeout": "1"}, TypeError, "publish_timeout=.*seconds"),
+        ({"history_age": 0}, ValueError, "history_age=.*at least 1"),
         ({"retry": -1}, ValueError, "retry=.*at least 0"),
         ({"retry": "3"}, TypeError, "retry=.*int"),
         ({"max_event_bytes": 0}, ValueError, "max_event_bytes=.*at least 1"),

@@ -251,13 +251,16 @@ def stats() -> dict[str, Any]:
     """A snapshot of this process.
 
     Returns:
-        ``process``: the process id. ``bus``: its ``url``, and its ``lag`` in seconds. ``clients``,
-        ``published``, ``delivered``, ``dropped``, ``bytes``, ``disconnected``: sums over all
-        named channels. ``channels``: for each name, ``clients`` now by kind (``queue``,
-        ``stream``), events ``published``, ``delivered`` (taken by a reader or a server) and
+        ``process``: the process id. ``bus``: its ``url`` (without a password), its ``lag`` (seconds
+        between the ordering of the newest event that came from another process and its delivery
+        here), publishes ``waiting`` for it, whether it is ``connected``, and its ``reconnects``.
+        ``clients``, ``published``, ``received``, ``delivered``, ``dropped``, ``bytes``,
+        ``disconnected``: sums over all named channels. ``channels``: for each name, ``clients`` now
+        by kind (``queue``, ``stream``), events ``published`` by this process, ``received`` from the
+        bus for its clients (its own too), ``delivered`` (taken by a reader or a server) and
         ``dropped``, ``bytes`` of the frames taken by servers, clients ``disconnected`` by reason
-        (``closed``, ``overflow``, ``abandoned``, ``exit``), and ``history``: its ``events`` and
-        ``bytes``. Counts run from the start of the process.
+        (``closed``, ``overflow``, ``abandoned``, ``exit``), and ``history``: the ``events`` and
+        ``bytes`` of it in this process's memory. Counts run from the start of the process.
     """
     channels = _sse_channel.figures()
     total: dict[str, Any] = {
@@ -272,6 +275,7 @@ def stats() -> dict[str, Any]:
         },
         "clients": {"queue": 0, "stream": 0},
         "published": 0,
+        "received": 0,
         "delivered": 0,
         "dropped": 0,
         "bytes": 0,

@@ -56,6 +56,8 @@ _SMALLEST = {"history_age": 1, "history_bytes": 1, "max_event_bytes": 1, "retry"
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
+# What the bus of this process was begun with.
+_begun: dict[str, Any] = {}
 
 
 def configure(
@@ -102,8 +104,8 @@ def configure(
         if value is not None
     }
     if _sse_channel.bus_url() is not None:
-        for name in ("bus", "history_age", "history_bytes"):
-            if name in checked and checked[name] != getattr(options(), name):
+        for name, begun in _begun.items():
+            if name in checked and checked[name] != begun:
                 raise ValueError(
                     f"configure({name}=...) comes too late: this process uses the bus "
                     f"{_sse_channel.bus_url()!r} already; call it before the first use of a channel"
@@ -202,6 +204,7 @@ def _check(name: str, value: object, place: str) -> object:
 def bus_settings() -> tuple[str, str, int, int]:
     """What the extension begins the bus with: its URL, the project, and the history's limits."""
     found = options()
+    _begun.update(bus=found.bus, history_age=found.history_age, history_bytes=found.history_bytes)
     return found.bus, _project(), found.history_age, found.history_bytes
 
 

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
 use crate::hub::{ChannelFigures, ChannelKey, Hub, Resume};
-use crate::metrics::Reason;
+use crate::metrics::{Counters, Reason};
 use crate::process::{self, Process};
 use crate::python::bus;
 use crate::python::client::{Client, Owner};
@@ -36,6 +36,7 @@ struct Place {
     generation: u64,
     hub: Arc<Hub>,
     key: ChannelKey,
+    counters: Arc<Counters>,
     /// `None` for a private channel: its hub orders and remembers.
     bus: Option<Arc<dyn Bus>>,
 }
@@ -62,7 +63,8 @@ impl Channel {
                 return Ok(known.clone());
             }
         }
-        let found = Place { generation: process::generation(), hub, key, bus };
+        let counters = hub.counters(key);
+        let found = Place { generation: process::generation(), hub, key, counters, bus };
         // The parent's hub is left as it is: dropping it would touch its locks.
         std::mem::forget(place.replace(found.clone()));
         Ok(found)
@@ -124,6 +126,7 @@ impl Channel {
                 place.hub.publish(place.key, draft)?
             }
         };
+        place.counters.published.fetch_add(1, Relaxed);
         Ok(id.to_string())
     }
 
@@ -138,7 +141,10 @@ impl Channel {
         };
         let place = self.place(py)?;
         match place.hub.publish(place.key, draft) {
-            Ok(id) => Ok(Some(id.to_string())),
+            Ok(id) => {
+                place.counters.published.fetch_add(1, Relaxed);
+                Ok(Some(id.to_string()))
+            }
             Err(Error::NotEncodable) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -288,6 +294,7 @@ fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("clients", clients)?;
     dict.set_item("published", counters.published.load(Relaxed))?;
+    dict.set_item("received", counters.received.load(Relaxed))?;
     dict.set_item("delivered", counters.delivered.load(Relaxed))?;
     dict.set_item("dropped", counters.dropped.load(Relaxed))?;
     dict.set_item("bytes", counters.bytes.load(Relaxed))?;
