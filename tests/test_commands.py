@@ -18,7 +18,7 @@ from django.core.management import CommandError, call_command
 
 from buses import bus_of
 from servers import EXAMPLE
-from sse_channel import SSEChannel
+from sse_channel import SSEChannel, _sse_channel
 from sse_channel.commands import main
 from sse_channel.django.management.commands import sse_publish, sse_tail
 
@@ -155,8 +155,9 @@ def test_tail_goes_on_after_an_event_and_since_a_time(shell: Shell) -> None:
     ids = [shell.publish("news", str(n)) for n in range(3)]
     status, output, _ = shell("tail", "news", "--last-event-id", ids[0], "--count", "2")
     assert (status, output) == (0, f"{ids[1]}  1\n{ids[2]}  2\n")
-    status, output, _ = shell("tail", "news", "--since", "10m", "--count", "3")
+    status, output, errors = shell("tail", "news", "--since", "10m", "--count", "3")
     assert (status, output) == (0, "".join(f"{id_}  {n}\n" for n, id_ in enumerate(ids)))
+    assert errors.endswith("\nstream-reset: history begins later than that\n")
 
 
 def test_tail_says_when_events_are_missed(bus: str) -> None:
@@ -286,6 +287,33 @@ def test_a_bus_that_nobody_else_hears_is_warned_of(kind: str) -> None:
         assert process.stderr.readline().startswith("warning: the bus is memory://")
         assert process.stderr.readline() == 'listening on "news" (bus memory://)\n'
         process.kill()
+
+
+def test_a_directorys_bus_is_named_and_that_a_project_there_has_another(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not that bus itself: it would lie where those of the machine's projects do.
+    monkeypatch.setattr(_sse_channel, "bus_url", lambda: "local://")
+    monkeypatch.chdir(tmp_path)
+    begin = SSEChannel(name).publish("begin")
+
+    def says(*arguments: str) -> str:
+        errors = io.StringIO()
+        with redirect_stdout(io.StringIO()), redirect_stderr(errors):
+            assert main(arguments) == 0
+        return errors.getvalue()
+
+    assert says("publish", name, "1") == ""
+    tail = ("tail", name, "--last-event-id", begin, "--count", "1")
+    listening = f'listening on "{name}" (bus local:// of directory {tmp_path})\n'
+    assert says(*tail) == listening
+    (tmp_path / "manage.py").touch()
+    warning = (
+        "warning: this is the bus of the directory, not of the project that manage.py is for; "
+        "use manage.py, or set DJANGO_SETTINGS_MODULE\n"
+    )
+    assert says("publish", name, "1") == warning
+    assert says(*tail) == warning + listening
 
 
 # --- With and without Django ----------------------------------------------------------------

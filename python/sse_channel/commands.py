@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from . import _sse_channel
 from .channel import SSEChannel
-from .config import options as options_in_force
+from .config import project
 from .parser import EventStreamParser, ReceivedEvent
 
 __all__ = ["Failure", "add_publish_arguments", "add_tail_arguments", "main", "publish", "tail"]
@@ -112,11 +112,7 @@ def publish(options: argparse.Namespace, show: Print, say: Print) -> None:
         message = _parse(text)
     with _failures():
         event_id = SSEChannel(options.channel).publish(message, event=options.event)
-    if _is_alone():
-        say(
-            "warning: the bus is memory://, which ends with this process: nobody has got this "
-            "event; set BUS to local:// or redis://…"
-        )
+    _warn(say, "which ends with this process: nobody has got this event")
     show(event_id)
 
 
@@ -142,18 +138,14 @@ def tail(options: argparse.Namespace, show: Print, say: Print) -> None:
     with _failures():
         stream = SSEChannel(options.channel).stream(last_event_id=begin, heartbeat=None)
     with stream:
-        if _is_alone():
-            say(
-                "warning: the bus is memory://, which is this process's own: nothing that others "
-                "publish arrives; set BUS to local:// or redis://…"
-            )
-        say(f'listening on "{_visible(options.channel)}" (bus {_sse_channel.bus_url()})')
+        _warn(say, "which is this process's own: nothing that others publish arrives")
+        say(f'listening on "{_visible(options.channel)}" (bus {_bus()})')
         parser = EventStreamParser()
         shown = dropped = 0
         for chunk in stream:
             for event in parser.feed(chunk):
                 if event.type == _sse_channel.RESET_EVENT:
-                    say(f"stream-reset: {_reason(event)}")
+                    say(f"stream-reset: {_reason(event, options)}")
                     continue
                 show(line_of(event))
                 shown += 1
@@ -282,8 +274,22 @@ class _failures:
             raise Failure(_one_line(error), 2) from error
 
 
-def _is_alone() -> bool:
-    return options_in_force().bus == "memory://"
+def _warn(say: Print, alone: str) -> None:
+    """Say what makes the bus of this process another one than its user may expect."""
+    bus = _sse_channel.bus_url()
+    if bus == "memory://":
+        say(f"warning: the bus is memory://, {alone}; set BUS to local:// or redis://…")
+    elif bus == "local://" and project().startswith("directory ") and os.path.exists("manage.py"):
+        say(
+            "warning: this is the bus of the directory, not of the project that manage.py is for; "
+            "use manage.py, or set DJANGO_SETTINGS_MODULE"
+        )
+
+
+def _bus() -> str:
+    """The bus, and of those with one name whose it is."""
+    bus = str(_sse_channel.bus_url())
+    return f"{bus} of {_visible(project())}" if bus == "local://" else bus
 
 
 def _read_input() -> str:
@@ -343,10 +349,14 @@ def _one_line(error: BaseException) -> str:
     return _visible(" ".join(str(error).split()))
 
 
-def _reason(event: ReceivedEvent) -> str:
+def _reason(event: ReceivedEvent, options: argparse.Namespace) -> str:
+    reason = ""
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        return _RESETS[event.json()["reason"]]
-    return "events are missed"
+        reason = str(event.json()["reason"])
+    if reason == "too-old" and options.since is not None:
+        # Nothing need be missed: the channel may be younger.
+        return "history begins later than that"
+    return _RESETS.get(reason, "events are missed")
 
 
 def _age(text: str) -> float:

@@ -212,6 +212,7 @@
     opened.onmessage = (event) => receive(JSON.parse(event.data));
     opened.onerror = () => {
       setState("reconnecting");
+      byId("worker").textContent = "–";
       // The browser reconnects by itself unless the answer was an error page.
       if (opened.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS);
     };
