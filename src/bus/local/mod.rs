@@ -341,15 +341,24 @@ impl LocalBus {
         }
     }
 
-    /// Publishes what was handed over, in one transaction.
+    /// Publishes what was handed over, in one transaction. What was withdrawn until the file lock
+    /// is there is left out.
     fn publish_all(&self, jobs: Vec<(Publication, Answering)>) {
-        let jobs = jobs.into_iter().filter(|(_, answering)| answering.claim());
-        let (publications, answers): (Vec<_>, Vec<_>) = jobs.unzip();
-        if publications.is_empty() {
-            return;
-        }
+        let (mut publications, mut answers) = (Vec::new(), Vec::new());
+        let mut jobs = Some(jobs);
+        let published = self.write_after_waiting(|| {
+            for (publication, answering) in jobs.take().into_iter().flatten() {
+                if answering.claim() {
+                    publications.push(publication);
+                    answers.push(answering);
+                }
+            }
+            std::mem::take(&mut publications)
+        });
+        // Not even begun: the store cannot be opened.
+        answers.extend(jobs.into_iter().flatten().map(|(_, answering)| answering));
         let mut wakes = WakeBatch::default();
-        match self.publish_now(publications) {
+        match published {
             Ok(positions) => {
                 for (answering, position) in answers.into_iter().zip(positions) {
                     answering.answer(Ok(position.into()), &mut wakes);
@@ -365,8 +374,13 @@ impl LocalBus {
         wakes.flush();
     }
 
-    /// Publishes, waiting for whoever is at it.
-    fn publish_now(&self, publications: Vec<Publication>) -> Result<Vec<Position>> {
+    /// Waits for whoever is at it, and then publishes what `claim` gives.
+    fn write_after_waiting(
+        &self,
+        claim: impl FnOnce() -> Vec<Publication>,
+    ) -> Result<Vec<Position>> {
+        let mut claim = Some(claim);
+        let mut publications = Vec::new();
         let mut has_recovered = false;
         loop {
             let own = lock(&self.reader).bell.clone();
@@ -374,6 +388,12 @@ impl LocalBus {
             let writer = self.open_writer(&mut guard)?;
             let file_lock = Arc::clone(&writer.file_lock);
             let locked = file_lock.lock()?;
+            if let Some(claim) = claim.take() {
+                publications = claim();
+            }
+            if publications.is_empty() {
+                return Ok(Vec::new());
+            }
             match self.write(writer, locked, &publications)? {
                 Ok(mut written) => {
                     let bells = std::mem::take(&mut written.bells);
