@@ -99,7 +99,7 @@ class Server:
         self.kind = kind
         self._arguments = arguments
         self._own = contextlib.ExitStack()
-        self.bus = bus or self._own.enter_context(bus_of("local"))
+        self.bus = bus or self._own.enter_context(bus_of("local")).url
         self.is_asgi = kind.startswith("uvicorn")
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"

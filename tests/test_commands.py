@@ -32,8 +32,8 @@ BY_SHELL = pytest.mark.parametrize("kind", COMMANDS)
 
 @pytest.fixture
 def bus() -> Iterator[str]:
-    with bus_of("local") as url:
-        yield url
+    with bus_of("local") as bus:
+        yield bus.url
 
 
 class Shell:

@@ -22,8 +22,8 @@ DEMO = Path(__file__).parent.parent / "scripts" / "demo.py"
 @pytest.fixture
 def bus():
     """A bus that no other demo uses."""
-    with bus_of("local") as url:
-        yield url
+    with bus_of("local") as bus:
+        yield bus.url
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -1,4 +1,4 @@
-"""Publishers and workers that are killed (-9) at random: what was acknowledged arrives, once.
+"""Publishers, workers and the bus's server, killed (-9) at random: what was acknowledged arrives.
 
 The long form, a minute for each kind of worker and each bus:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from buses import BUSES, bus_of
+from buses import BUSES, SharedBus, bus_of
 from servers import WORKERS_KINDS, Event, Follower, Server, follow, until
 
 FOLLOWERS = 30
@@ -144,21 +144,21 @@ FORMS = [
 
 
 @pytest.fixture(params=BUSES)
-def bus(request: pytest.FixtureRequest) -> Iterator[str]:
-    with bus_of(request.param) as url:
-        yield url
+def bus(request: pytest.FixtureRequest) -> Iterator[SharedBus]:
+    with bus_of(request.param) as bus:
+        yield bus
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", WORKERS_KINDS)
 def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
-    kind: str, form: Form, bus: str, tmp_path: Path
+    kind: str, form: Form, bus: SharedBus, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SSE_TEST_SEED", time.time_ns() % 1_000_000))
     print(f"seed {seed}")
     chance = random.Random(seed)
     with ExitStack() as stack:
-        server = stack.enter_context(Server(kind, tmp_path, bus=bus))
+        server = stack.enter_context(Server(kind, tmp_path, bus=bus.url))
         until(lambda: len(server.workers) == 3, "three workers")
         followers = stack.enter_context(follow(server, FOLLOWERS))
         directory = tmp_path / "acknowledged"
@@ -179,6 +179,8 @@ def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
 
         # What can be killed; false when there is none just now.
         kills = {"publishers": lambda: publishers.kill_one(chance), "workers": kill_worker}
+        if bus.kill is not None:
+            kills["bus"] = lambda: bus.kill() is None
         killed: Counter[str] = Counter()
         deadline = time.monotonic() + form.seconds
         while time.monotonic() < deadline or min(killed[what] for what in kills) < 2:

@@ -40,8 +40,8 @@ PATH = "/news/events/"
 
 @pytest.fixture(scope="module", params=BUSES)
 def bus(request: pytest.FixtureRequest) -> Iterator[str]:
-    with bus_of(request.param) as url:
-        yield url
+    with bus_of(request.param) as bus:
+        yield bus.url
 
 
 @pytest.fixture(scope="module", params=WORKERS_KINDS)
@@ -94,6 +94,8 @@ def test_streams_of_all_workers_get_what_all_workers_publish(server: Server) -> 
     with open_streams(server, PATH, STREAMS) as streams:
         spread = Counter(stream.worker for stream in streams)
         assert spread.keys() == {process.pid for process in server.workers}, spread
+        clients = {pid: each["clients"]["stream"] for pid, each in server.figures().items()}
+        assert clients == spread
 
         publishers = set()
 
@@ -291,7 +293,10 @@ def test_workers_that_end_after_their_share_of_requests_lose_nothing(
     kind: str, bus_kind: str, tmp_path: Path
 ) -> None:
     arguments = ["--max-requests", "20", "--graceful-timeout", "1"]
-    with bus_of(bus_kind) as bus, Server(kind, tmp_path, bus=bus, arguments=arguments) as server:
+    with (
+        bus_of(bus_kind) as bus,
+        Server(kind, tmp_path, bus=bus.url, arguments=arguments) as server,
+    ):
         seen: set[int] = set()
 
         def nine_workers_were_there() -> bool:
@@ -308,7 +313,10 @@ def test_workers_that_end_after_their_share_of_requests_lose_nothing(
 @KINDS_AND_BUSES
 def test_a_reload_loses_nothing(kind: str, bus_kind: str, tmp_path: Path) -> None:
     arguments = ["--graceful-timeout", "1"]
-    with bus_of(bus_kind) as bus, Server(kind, tmp_path, bus=bus, arguments=arguments) as server:
+    with (
+        bus_of(bus_kind) as bus,
+        Server(kind, tmp_path, bus=bus.url, arguments=arguments) as server,
+    ):
         until(lambda: len(server.workers) == 3, "three workers")
 
         def reload_twice() -> None:
@@ -335,7 +343,7 @@ def test_a_preloaded_application_that_has_published_before_the_fork(
     module = "preloaded_gevent" if "gevent" in kind else "preloaded"
     arguments = ["--preload", "--graceful-timeout", "1", f"observed.{module}:application"]
     with bus_of(bus_kind) as bus:
-        server = Server(kind, tmp_path, bus=bus, arguments=arguments)
+        server = Server(kind, tmp_path, bus=bus.url, arguments=arguments)
         before = run_python(
             *("manage.py", "sse_publish", "default", '"before"'), environment=server.environment
         ).stdout.strip()

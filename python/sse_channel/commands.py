@@ -22,7 +22,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from . import _sse_channel
@@ -261,17 +261,15 @@ def _use_django() -> None:
         ) from error
 
 
-class _failures:
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
     """What a channel raises, as the `Failure` of a command."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, _sse_channel.BusError):
-            raise Failure(_one_line(error), 1) from error
-        if isinstance(error, (TypeError, ValueError)):
-            raise Failure(_one_line(error), 2) from error
+    try:
+        yield
+    except _sse_channel.BusError as error:
+        raise Failure(_one_line(error), 1) from error
+    except (TypeError, ValueError) as error:
+        raise Failure(_one_line(error), 2) from error
 
 
 def _warn(say: Print, alone: str) -> None:
