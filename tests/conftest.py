@@ -15,7 +15,7 @@ import django
 import pytest
 from django.conf import settings
 
-from sse_channel import SSEChannel
+from sse_channel import SSEChannel, _sse_channel
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds for a condition that machines in a hurry reach in milliseconds
@@ -47,6 +47,8 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _directory.cleanup()
+    # Or its threads might still write while the directory is removed.
+    _sse_channel.close_all()
     _bus.cleanup()
 
 

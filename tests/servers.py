@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,11 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import h11
 import psutil
+
+from buses import bus_of
+from sse_channel.parser import EventStreamParser
+from sse_channel.parser import ReceivedEvent as Event
 
 TESTS = Path(__file__).resolve().parent
 EXAMPLE = TESTS.parent / "examples" / "news"
@@ -34,10 +37,11 @@ _UVICORN = [
     # Streams never end by themselves: waiting for them must have an end.
     *("--lifespan", "off", "--timeout-graceful-shutdown", "3"),
 ]
+_GUNICORN = ["-m", "gunicorn", "-c", "gunicorn.conf.py"]
 _COMMANDS = {
-    "gunicorn-gevent": ["-m", "gunicorn", "-c", "gunicorn.conf.py"],
+    "gunicorn-gevent": [*_GUNICORN, "--workers", "1"],
     "gunicorn-gthread": [
-        *("-m", "gunicorn", "-c", "gunicorn.conf.py"),
+        *(*_GUNICORN, "--workers", "1"),
         *("--worker-class", "gthread", "--threads", "210"),
     ],
     "runserver": ["manage.py", "runserver", "--noreload", f"{HOST}:{{port}}"],
@@ -45,6 +49,16 @@ _COMMANDS = {
     "uvicorn-uvloop": [*_UVICORN, "--loop", "uvloop", "news_api.asgi:application"],
 }
 KINDS = list(_COMMANDS)
+
+_COMMANDS |= {
+    "gunicorn-gevent-3": [*_GUNICORN, "--workers", "3"],
+    # Enough threads for the case that one worker gets all the streams.
+    "gunicorn-gthread-3": [
+        *(*_GUNICORN, "--workers", "3"),
+        *("--worker-class", "gthread", "--threads", "310"),
+    ],
+}
+WORKERS_KINDS = ["gunicorn-gevent-3", "gunicorn-gthread-3"]
 
 T = TypeVar("T")
 
@@ -74,11 +88,18 @@ class Server:
     """The news example under a server of one kind, with a database of its own in `directory`.
 
     As a context manager it runs inside of the `with`. It can be started again after a `kill`, on
-    the same port and with the same database.
+    the same port and with the same database and bus. `bus` is the URL of a bus that others use,
+    too; without, it is a local one of its own. `arguments` are the server's, behind those of its
+    kind.
     """
 
-    def __init__(self, kind: str, directory: Path) -> None:
+    def __init__(
+        self, kind: str, directory: Path, *, bus: str | None = None, arguments: Sequence[str] = ()
+    ) -> None:
         self.kind = kind
+        self._arguments = arguments
+        self._own = contextlib.ExitStack()
+        self.bus = bus or self._own.enter_context(bus_of("local")).url
         self.is_asgi = kind.startswith("uvicorn")
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
@@ -90,6 +111,7 @@ class Server:
             "NEWS_DB": str(self.database),
             "PYTHONPATH": os.pathsep.join([str(TESTS), *_python_path()]),
             "PYTHONUNBUFFERED": "1",
+            "SSE_CHANNEL_BUS": self.bus,
         }
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -100,7 +122,8 @@ class Server:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        with self._own:
+            self.stop()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -108,7 +131,7 @@ class Server:
         command = [part.format(port=self.port) for part in _COMMANDS[self.kind]]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, *command, *self._arguments],
                 cwd=EXAMPLE,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -156,11 +179,19 @@ class Server:
         return self._log.read_text(errors="replace")
 
     @property
+    def master(self) -> psutil.Process:
+        """The process that was started; under gunicorn it runs no view."""
+        return psutil.Process(self._process.pid)
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that run Django now."""
+        return self.master.children() if self.kind.startswith("gunicorn") else [self.master]
+
+    @property
     def worker(self) -> psutil.Process:
-        """The process that runs Django."""
-        process = psutil.Process(self._process.pid)
-        if self.kind.startswith("gunicorn"):
-            (process,) = process.children()
+        """The process that runs Django, where it is one."""
+        (process,) = self.workers
         return process
 
     def database_descriptors(self) -> list[str]:
@@ -168,9 +199,27 @@ class Server:
         paths = [file.path for file in self.worker.open_files()]
         return [path for path in paths if path.startswith(str(self.database))]
 
+    def figures(self) -> dict[int, dict[str, Any]]:
+        """What the library counts in each worker, by its process id."""
+        answers: dict[int, dict[str, Any]] = {}
+
+        def ask(_: int) -> None:
+            answer = self.request("GET", "/figures/").json()
+            answers[answer["process"]] = answer
+
+        def every_worker_answered() -> bool:
+            count = len(self.workers)
+            # Several at once: the one that has just answered is the most likely to answer again.
+            list(threads.map(ask, range(1 if count == 1 else 4 * count)))
+            return answers.keys() >= {process.pid for process in self.workers}
+
+        with ThreadPoolExecutor(12) as threads:
+            until(every_worker_answered, "an answer of every worker")
+        return answers
+
     def clients(self) -> int:
-        """How many clients listen in the worker."""
-        return sum(self.request("GET", "/figures/").json()["clients"].values())
+        """How many clients listen in all workers."""
+        return sum(sum(figures["clients"].values()) for figures in self.figures().values())
 
     def request(
         self,
@@ -232,76 +281,6 @@ def free_port() -> int:
 # --- Event streams ------------------------------------------------------------------------
 
 
-class Event(NamedTuple):
-    type: str
-    data: str
-    last_event_id: str
-
-    def json(self) -> Any:
-        return json.loads(self.data)
-
-
-class EventStreamParser:
-    """The parser of an event stream as browsers have it.
-
-    Source: HTML standard, section 9.2.6 "Interpreting an event stream".
-    """
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.comments: list[str] = []
-        self.retry: int | None = None  # the reconnection time in milliseconds, once it was set
-        self.last_event_id = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._is_begun = False
-        self._is_after_cr = False
-        self._rest = ""
-        self._type = ""
-        self._data = ""
-        self._id = ""
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes; what they complete is in `events` and `comments` then."""
-        text = self._decoder.decode(chunk)
-        if not text:
-            return
-        if not self._is_begun:
-            self._is_begun = True
-            text = text.removeprefix("\ufeff")
-        if self._is_after_cr:
-            # The second half of a CRLF whose first half has ended the line already.
-            text = text.removeprefix("\n")
-        self._is_after_cr = text.endswith("\r")
-        *lines, self._rest = re.split("\r\n|\n|\r", self._rest + text)
-        for line in lines:
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        if not line:
-            self._dispatch()
-            return
-        field, _, value = line.partition(":")
-        if not field:
-            self.comments.append(value)
-            return
-        value = value.removeprefix(" ")
-        if field == "event":
-            self._type = value
-        elif field == "data":
-            self._data += value + "\n"
-        elif field == "id" and "\0" not in value:
-            self._id = value
-        elif field == "retry" and re.fullmatch("[0-9]+", value):
-            self.retry = int(value)
-
-    def _dispatch(self) -> None:
-        self.last_event_id = self._id
-        if self._data:
-            event = Event(self._type or "message", self._data.removesuffix("\n"), self._id)
-            self.events.append(event)
-        self._type = self._data = ""
-
-
 class Stream(asyncio.Protocol):
     """One open event stream: the head of its response, and what was received so far.
 
@@ -309,11 +288,16 @@ class Stream(asyncio.Protocol):
     """
 
     def __init__(self, path: str, headers: dict[str, str]) -> None:
+        loop = asyncio.get_running_loop()
         self.status: int | None = None
         self.headers: dict[str, str] = {}  # the names in lower case
-        self.is_ended = False
+        self.events: list[Event] = []
+        self.times: list[float] = []  # of `time.monotonic`, when each event was received
+        self.opened_at: float | None = None  # the same of the first bytes
+        self.ended_at: float | None = None
         self.parser = EventStreamParser()
-        self.is_open = asyncio.get_running_loop().create_future()  # done with the first bytes
+        self.is_open = loop.create_future()  # done with the first bytes, or the end
+        self.is_over = loop.create_future()  # done with the end
         self._request = h11.Request(
             method="GET",
             target=path,
@@ -323,8 +307,13 @@ class Stream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     @property
-    def events(self) -> list[Event]:
-        return self.parser.events
+    def is_ended(self) -> bool:
+        return self.is_over.done()
+
+    @property
+    def worker(self) -> int:
+        """The process that serves it."""
+        return int(self.headers["x-worker"])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -350,19 +339,29 @@ class Stream(asyncio.Protocol):
                 self.status = part.status_code
                 self.headers = {name.decode(): value.decode() for name, value in part.headers}
             elif isinstance(part, h11.Data):
-                self.parser.feed(bytes(part.data))
-                self._open()
+                self._take(bytes(part.data))
             elif isinstance(part, (h11.EndOfMessage, h11.ConnectionClosed)):
                 self._end()
             else:
                 return
+
+    def _take(self, chunk: bytes) -> None:
+        now = time.monotonic()
+        if self.opened_at is None:
+            self.opened_at = now
+        events = self.parser.feed(chunk)
+        self.times += [now] * len(events)
+        self.events += events
+        self._open()
 
     def _open(self) -> None:
         if not self.is_open.done():
             self.is_open.set_result(None)
 
     def _end(self) -> None:
-        self.is_ended = True
+        if not self.is_over.done():
+            self.ended_at = time.monotonic()
+            self.is_over.set_result(None)
         self._open()
 
 
@@ -371,6 +370,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._kept: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -378,6 +378,12 @@ class LoopThread:
         self._loop.run_forever()
         self._loop.run_until_complete(_finish_all())
         self._loop.close()
+
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Have `coroutine` run in the loop until the loop is stopped; called in the loop."""
+        task = self._loop.create_task(coroutine)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, within: float = 60) -> T:
         """Run `coroutine` in the loop, and wait for its result."""
@@ -441,6 +447,101 @@ def open_stream(server: Server, path: str, **headers: str) -> Iterator[Stream]:
     """One stream, as `open_streams` opens them."""
     with open_streams(server, path, **headers) as (stream,):
         yield stream
+
+
+class Follower:
+    """A client that comes back with its last event id whenever its stream ends, as a browser does.
+
+    Its `streams`, one after the other, are read by a loop in another thread; they only grow.
+    """
+
+    PAUSE = 0.02  # seconds until it comes back
+
+    def __init__(self, server: Server, path: str, last_event_id: str) -> None:
+        self.streams: list[Stream] = []
+        self.last_event_id = last_event_id
+        self.failures: list[str] = []  # what a server that is merely restarted does not answer
+        self.is_connected = False
+        self._server = server
+        self._path = path
+
+    @property
+    def count(self) -> int:
+        """How many events it has."""
+        return sum(len(stream.events) for stream in self.streams)
+
+    @property
+    def events(self) -> list[Event]:
+        """What it has received, over all its streams."""
+        return [event for stream in self.streams for event in stream.events]
+
+    def longest_wait(self, known: dict[str, float]) -> float:
+        """The longest time that it was connected and without an event that was `known`.
+
+        `known` gives the time from which on an event, by its id, should be received. Events that
+        are not in it do not count, and no time does in which the follower had no connection.
+        """
+        return max(
+            (
+                self._connected_between(known[event.last_event_id], at, number)
+                for number, stream in enumerate(self.streams)
+                for event, at in zip(stream.events, stream.times, strict=True)
+                if event.last_event_id in known
+            ),
+            default=0.0,
+        )
+
+    def _connected_between(self, begin: float, end: float, number: int) -> float:
+        """Seconds of connection in a time that ends during stream `number`."""
+        connected = end - max(begin, self.streams[number].opened_at)
+        for stream in reversed(self.streams[:number]):
+            if stream.ended_at <= begin:
+                break
+            connected += stream.ended_at - max(begin, stream.opened_at)
+        return connected
+
+    async def run(self) -> None:
+        """Follow, until cancelled."""
+        while True:
+            headers = {"Last-Event-ID": self.last_event_id} if self.last_event_id else {}
+            stream = Stream(self._path, headers)
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().create_connection(
+                    lambda stream=stream: stream, HOST, self._server.port
+                )
+                try:
+                    await stream.is_open
+                    if stream.events or stream.opened_at is not None:
+                        self.streams.append(stream)
+                    self.is_connected = stream.status == 200
+                    await stream.is_over
+                finally:
+                    self.is_connected = False
+                    stream.close()
+                if stream.status not in (200, None):
+                    self.failures.append(f"{self._path} answered {stream.status}")
+                self.last_event_id = stream.parser.last_event_id or self.last_event_id
+            await asyncio.sleep(self.PAUSE)
+
+
+@contextlib.contextmanager
+def follow(
+    server: Server, count: int, path: str = "/news/events/", *, last_event_id: str = ""
+) -> Iterator[list[Follower]]:
+    """`count` followers of `path`, connected to begin with."""
+    followers = [Follower(server, path, last_event_id) for _ in range(count)]
+    loop = LoopThread()
+
+    async def start() -> None:
+        for follower in followers:
+            loop.keep(follower.run())
+
+    try:
+        loop.run(start())
+        until(lambda: all(follower.is_connected for follower in followers), "all followers connect")
+        yield followers
+    finally:
+        loop.stop()
 
 
 class Relay:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from parts import chromium, missing
-from servers import Relay, Server
+from servers import Relay, Server, run_python
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -197,18 +199,87 @@ def test_an_event_source_that_was_cut_off_goes_on_where_it_was(
 
 
 def test_an_event_source_is_told_that_the_server_has_forgotten(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    # What a process remembers on its own ends with it.
+    with Server("gunicorn-gevent", tmp_path, bus="memory://") as server:
+        page = follow(context, server.url)
+        server.publish("Before")
+        received(page, 1)
+        page.evaluate("source.onerror = null")
+        server.kill()
+        page.wait_for_function("source.readyState === EventSource.CONNECTING")
+        server.start()
+        page.wait_for_function("source.readyState === EventSource.OPEN")
+        after = server.publish("After")
+        _, reset, message = received(page, 3)
+        assert reset[0] == "stream-reset"
+        assert message[0] == "message"
+        assert json.loads(message[1]) == after
+
+
+def test_an_event_source_goes_on_after_the_server_was_killed(
     context: BrowserContext, server: Server
 ) -> None:
     page = follow(context, server.url)
-    server.publish("Before")
+    before = server.publish("Before")
     received(page, 1)
     page.evaluate("source.onerror = null")
     server.kill()
     page.wait_for_function("source.readyState === EventSource.CONNECTING")
     server.start()
+    missed = server.publish("Missed")
     page.wait_for_function("source.readyState === EventSource.OPEN")
     after = server.publish("After")
-    _, reset, message = received(page, 3)
-    assert reset[0] == "stream-reset"
-    assert message[0] == "message"
-    assert json.loads(message[1]) == after
+    events = received(page, 3)
+    assert [type_ for type_, _, _ in events] == ["message"] * 3
+    assert [json.loads(data) for _, data, _ in events] == [before, missed, after]
+
+
+def test_a_page_shows_its_worker_and_goes_on_with_another_one(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
+    with Server("gunicorn-gevent-3", tmp_path) as server:
+        page = open_live(context, server)
+        shown = page.locator("#worker")
+        expect(shown).to_have_text(re.compile("^[0-9]+$"))
+        first = int(shown.text_content())
+        (worker,) = [process for process in server.workers if process.pid == first]
+        worker.kill()
+        # In between the page has none.
+        expect(shown).to_have_text(re.compile(f"^(?!{first}$)[0-9]+$"))
+        assert int(shown.text_content()) in [process.pid for process in server.workers]
+        page.wait_for_selector(LIVE)
+
+        # Each of several, so that not all of them come by the page's own worker.
+        for n in range(6):
+            article = server.publish(f"Article {n}")
+            place = page.locator(f"article[data-id='{article['id']}'] .headline")
+            expect(place).to_have_text(article["headline"])
+
+
+def test_a_page_announces_what_is_no_article(
+    context: BrowserContext, server: Server, errors: list[str]
+) -> None:
+    from playwright.sync_api import expect
+
+    page = open_live(context, server)
+    shown = page.locator("#announcement")
+    expect(shown).to_be_hidden()
+    hostile = "<b>Bold</b> & more"
+    for message, text in [
+        ({"headline": hostile}, hostile),
+        (hostile, hostile),
+        ([1, {"a": None}], '[1,{"a":null}]'),
+        (None, "null"),
+    ]:
+        arguments = ("manage.py", "sse_publish", "default", json.dumps(message))
+        run_python(*arguments, environment=server.environment)
+        expect(shown).to_have_text(text)
+        assert shown.locator("*").count() == 0
+    article = server.publish("An article")
+    place = page.locator(f"article[data-id='{article['id']}'] .headline")
+    expect(place).to_have_text("An article")
+    assert errors == []

@@ -39,7 +39,10 @@ def first_message(server: Server, path: str) -> dict:
 
 
 def test_a_stream_of_an_empty_site_begins_with_a_message(server: Server) -> None:
-    assert first_message(server, "/news/stream/") == {"message": "No articles yet"}
+    assert first_message(server, "/news/stream/") == {
+        "message": "No articles yet",
+        "worker": server.worker.pid,
+    }
 
 
 def test_a_stream_begins_with_the_newest_article_and_goes_on_with_each_new_one(
@@ -53,6 +56,7 @@ def test_a_stream_begins_with_the_newest_article_and_goes_on_with_each_new_one(
         until(lambda: len(stream.events) == 2, "the added article")
         first, second = (event.json() for event in stream.events)
     assert first["article"] == newest
+    assert first["worker"] == server.worker.pid
     rate = first["statistics"].pop("per_minute")
     assert rate > 0
     assert first["statistics"] == {
@@ -64,6 +68,7 @@ def test_a_stream_begins_with_the_newest_article_and_goes_on_with_each_new_one(
         "sources": {"Newsroom": 1, "Final Whistle": 1},
     }
     assert second["article"] == added
+    assert "worker" not in second
     assert second["statistics"]["total"] == 3
     assert second["statistics"]["categories"] == {"General": 1, "Climate": 1, "Sport": 1}
 

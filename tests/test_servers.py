@@ -296,9 +296,8 @@ def test_the_parser_does_as_the_standard_says_however_the_bytes_are_cut(text: st
     cuts.append([bytes([byte]) for byte in whole])
     for chunks in cuts:
         parser = EventStreamParser()
-        for chunk in chunks:
-            parser.feed(chunk)
-        assert parser.events == PARSED[text]
+        events = [event for chunk in chunks for event in parser.feed(chunk)]
+        assert events == PARSED[text]
 
 
 def test_the_parser_takes_digits_only_for_a_reconnection_time() -> None:

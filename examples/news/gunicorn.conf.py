@@ -12,10 +12,10 @@ bind = os.environ.get("NEWS_BIND", "127.0.0.1:8000")
 # A stream occupies its worker thread for as long as it is open; a greenlet costs little.
 worker_class = "gevent"
 
-# The channel lives in one process: clients of a second one would miss half the articles.
-workers = 1
+# An article that one worker publishes reaches the streams of all of them, over the local bus.
+workers = 3
 
-# Open streams plus the requests beside them; gunicorn accepts no more until one ends.
+# Of each worker: open streams plus the requests beside them; it accepts no more until one ends.
 worker_connections = 1000
 
 # Seconds. Streams never end by themselves, so waiting long for them is of no use.

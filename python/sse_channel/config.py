@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from . import _sse_channel
 
-__all__ = ["Options", "bus_settings", "configure", "options"]
+__all__ = ["Options", "bus_settings", "configure", "options", "project"]
 
 
 class Options(NamedTuple):
@@ -205,10 +205,10 @@ def bus_settings() -> tuple[str, str, int, int]:
     """What the extension begins the bus with: its URL, the project, and the history's limits."""
     found = options()
     _begun.update(bus=found.bus, history_age=found.history_age, history_bytes=found.history_bytes)
-    return found.bus, _project(), found.history_age, found.history_bytes
+    return found.bus, project(), found.history_age, found.history_bytes
 
 
-def _project() -> str:
+def project() -> str:
     """Name what all processes of this project have in common, and no other project has.
 
     With Django that is the file of its settings, whatever directory a process was started in.

@@ -1,6 +1,7 @@
 """The news stream: what is sent to a client, and when."""
 
 import json
+import os
 import queue
 from collections import Counter
 from collections.abc import Iterator
@@ -21,17 +22,21 @@ def news_stream(last_n: int = DEFAULT_LAST_N) -> Iterator[str]:
     """The frames of one client's stream, without end.
 
     First the latest article with statistics over the `last_n` newest articles, or a
-    message that there is none; then one event for each article published from then on,
-    in order, and a heartbeat whenever HEARTBEAT_SECONDS pass without one.
+    message that there is none, and the process that serves this stream; then one event for
+    each article published from then on, in order, and a heartbeat whenever
+    HEARTBEAT_SECONDS pass without one. What is published to the channel and is no article,
+    from a shell for example, goes as an announcement.
     """
     # Listen before reading, or an article published between the two would be lost.
     q = sse_channel.listen()
     try:
+        worker = os.getpid()
         latest = read_latest()
         if latest is None:
-            yield frame({"message": "No articles yet"})
+            yield frame({"message": "No articles yet", "worker": worker})
         else:
-            yield frame({"article": latest, "statistics": read_statistics(last_n)})
+            statistics = read_statistics(last_n)
+            yield frame({"article": latest, "statistics": statistics, "worker": worker})
         while True:
             try:
                 article = q.get(timeout=HEARTBEAT_SECONDS)
@@ -39,12 +44,20 @@ def news_stream(last_n: int = DEFAULT_LAST_N) -> Iterator[str]:
                 # Keeps proxies from closing the stream, and finds out who has left.
                 yield HEARTBEAT
                 continue
-            if latest is not None and article.get("id") == latest["id"]:
+            if not is_article(article):
+                yield frame({"announcement": article})
+                continue
+            if latest is not None and article["id"] == latest["id"]:
                 # Published while the latest article was read: it has been sent already.
                 continue
             yield frame({"article": article, "statistics": read_statistics(last_n)})
     finally:
         sse_channel.unlisten(q)
+
+
+def is_article(message: object) -> bool:
+    """Whether `message` has what makes it an article on the page."""
+    return isinstance(message, dict) and {"id", "headline"} <= message.keys()
 
 
 def frame(payload: dict) -> str:

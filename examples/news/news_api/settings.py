@@ -26,7 +26,8 @@ ALLOWED_HOSTS = [
     if host.strip()
 ]
 
-INSTALLED_APPS = ["news"]
+# The library's app brings manage.py sse_publish and sse_tail; streams work without it.
+INSTALLED_APPS = ["news", "sse_channel.django"]
 
 # No GZipMiddleware: a compressor holds small frames back until its buffer is full.
 MIDDLEWARE = [

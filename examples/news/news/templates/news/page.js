@@ -45,10 +45,10 @@
   const show = (article) => {
     const element = byId("article-template").content.cloneNode(true).querySelector("article");
     element.dataset.id = article.id;
-    element.dataset.category = article.category;
-    element.querySelector("time").dateTime = article.created_at;
+    element.dataset.category = article.category ?? "";
+    element.querySelector("time").dateTime = article.created_at ?? new Date().toISOString();
     for (const name of ["category", "source", "headline", "summary"]) {
-      element.querySelector(`.${name}`).textContent = article[name];
+      element.querySelector(`.${name}`).textContent = article[name] ?? "";
     }
     element.classList.add("entering");
     element.addEventListener("animationend", (event) => {
@@ -174,10 +174,20 @@
     element.querySelector(".text").textContent = STATES[state];
   };
 
+  // What somebody has published to the channel that is no article: text, or any JSON.
+  const announce = (message) => {
+    const element = byId("announcement");
+    element.textContent = message?.headline ?? (typeof message === "string" ? message : JSON.stringify(message));
+    element.hidden = false;
+  };
+
   const receive = (payload) => {
     eventCount += 1;
     lastEventAt = Date.now();
     byId("events").textContent = eventCount.toLocaleString();
+    // In the first message of each stream: the one it reconnects to may be another worker's.
+    if (payload.worker) byId("worker").textContent = payload.worker;
+    if ("announcement" in payload) announce(payload.announcement);
     if (payload.article) {
       const isNew = show(payload.article);
       showStatistics(payload.statistics);
@@ -202,6 +212,7 @@
     opened.onmessage = (event) => receive(JSON.parse(event.data));
     opened.onerror = () => {
       setState("reconnecting");
+      byId("worker").textContent = "–";
       // The browser reconnects by itself unless the answer was an error page.
       if (opened.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS);
     };

@@ -20,9 +20,9 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 
-from .channel import SSEChannel
-from .config import options
-from .stream import EventStream, open_stream
+from ..channel import SSEChannel
+from ..config import options
+from ..stream import EventStream, open_stream
 
 __all__ = ["EventStreamResponse", "last_event_id_of"]
 

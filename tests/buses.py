@@ -1,0 +1,42 @@
+"""The buses between processes, for tests that run over each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    from redis_server import RedisServer
+except ImportError:
+    RedisServer = None
+
+#: What a test over each bus is parametrized by.
+BUSES = ["local"] if RedisServer is None else ["local", "redis"]
+
+
+class SharedBus(NamedTuple):
+    url: str
+    kill: Callable[[], None] | None = None
+    """Kills its server (-9) and starts it again, if it has one."""
+
+
+@contextlib.contextmanager
+def bus_of(kind: str) -> Iterator[SharedBus]:
+    """A bus that nobody else uses, for as long as the context lasts."""
+    # Not in pytest's directory: the path of a Unix socket has room for 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="sse-") as directory:
+        if kind == "local":
+            yield SharedBus(f"local://{directory}/bus")
+            return
+        server = RedisServer(Path(directory) / "redis")
+
+        def kill() -> None:
+            server.kill()
+            server.start()
+
+        with contextlib.closing(server):
+            server.start()
+            yield SharedBus(server.url(), kill)
