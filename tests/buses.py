@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-try:
-    from redis_server import RedisServer
-except ImportError:
-    RedisServer = None
+from redis_server import RedisServer
 
 #: What a test over each bus is parametrized by.
-BUSES = ["local"] if RedisServer is None else ["local", "redis"]
+BUSES = ["local", "redis"]
 
 
 class SharedBus(NamedTuple):

@@ -20,6 +20,8 @@ import time
 import traceback
 from typing import Any
 
+import psutil
+
 from sse_channel import BusError, SSEChannel, stats
 from sse_channel.queue import ClientQueue
 
@@ -177,6 +179,24 @@ def flood(name: str, count: int) -> tuple[int, str]:
     why = refusals[0] if refusals else ""
     gevent.joinall(greenlets)
     return early, why
+
+
+def connections_in_child() -> list[int]:
+    """How many TCP connections this process has, and how many a forked child inherits."""
+
+    def count() -> int:
+        return len(psutil.Process().net_connections("tcp"))
+
+    mine = count()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, str(count()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        return [mine, int(answer.read())]
 
 
 def fork_and_echo(name: str, count: int) -> int:

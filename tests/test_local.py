@@ -384,6 +384,57 @@ def test_a_stranger_who_was_first_is_noticed():
         taken.rmdir()
 
 
+def in_own_mounts(commands: str, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where file systems are mounted differently."""
+    if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"]).returncode != 0:
+        missing("the right to mount in a namespace of one's own")
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-ec", f'{commands}\nexec "$0" -c "$1"', sys.executable, code],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        "mount -t tmpfs -o size=16m tmpfs /dev/shm",
+        "mount -t tmpfs -o size=1m tmpfs /dev; [ ! -e /dev/shm ]",
+        "mount -t tmpfs -o ro tmpfs /dev/shm",
+    ],
+    ids=["small", "absent", "read-only"],
+)
+def test_without_a_usable_dev_shm_the_store_lies_elsewhere(commands):
+    code = """
+from sse_channel import sse_channel
+q = sse_channel.listen()
+sse_channel.publish("x")
+import os
+print(q.get(timeout=30), [path for path in os.listdir("/tmp") if path.startswith("sse_channel-")])
+"""
+    done = in_own_mounts(f"{commands}; mount -t tmpfs tmpfs /tmp", code)
+    assert done.stdout == f"x ['sse_channel-{os.getuid()}']\n", done.stderr
+
+
+def test_a_read_only_file_system_is_named(directory):
+    code = """
+from sse_channel import BusError, sse_channel
+try:
+    sse_channel.publish("x")
+except BusError as error:
+    print(error)
+"""
+    place = directory.parent
+    done = in_own_mounts(
+        f"mount -t tmpfs -o ro tmpfs {place}", code, SSE_CHANNEL_BUS=f"local://{place}/bus"
+    )
+    assert "Read-only file system" in done.stdout, done.stderr
+    assert "local:///a/directory" in done.stdout
+
+
 # --- What happens to the store -------------------------------------------------------------
 
 

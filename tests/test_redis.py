@@ -407,6 +407,7 @@ def test_a_forked_child_has_a_connection_of_its_own(redis, worker, name):
     process("listen", name)
     process("publish", name, "before")
     assert process("fork_and_echo", name, 20) == 20
+    assert process("connections_in_child") == [1, 0]
     process("publish", name, "after")
     assert process("get", name, 22) == ["before", *range(20), "after"]
 

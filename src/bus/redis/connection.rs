@@ -266,7 +266,7 @@ async fn connect(target: &Target) -> Result<Socket, Trouble> {
         match tokio::net::TcpStream::connect(address).await {
             Ok(stream) => {
                 tune(&stream).map_err(lost)?;
-                return Ok(Socket(stream));
+                return Ok(Socket::new(stream));
             }
             Err(problem) => trouble = lost(problem),
         }

@@ -1,0 +1,157 @@
+"""Waiting for the bus on asyncio: the loop runs others meanwhile, nothing is sent half."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sse-", dir="/tmp") as path:
+        yield Path(path) / "bus"
+
+
+BEGIN = """
+import asyncio, contextlib, subprocess, sys
+from sse_channel import BusError, SSEChannel, configure, stats
+
+@contextlib.contextmanager
+def held():
+    # Another process at the store, for as long as it likes.
+    with subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == "held\\n"
+        yield
+        holder.stdin.close()
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+channel = SSEChannel("news")
+"""
+
+
+@pytest.fixture
+def run(script, directory: Path):
+    def run(code: str) -> str:
+        bus = f"local://{directory}"
+        whole = f"{BEGIN}\nasync def main():\n{code}\nasyncio.run(main())\n"
+        return script(whole, HOLD, str(directory / "lock"), SSE_CHANNEL_BUS=bus)
+
+    return run
+
+
+def test_the_loop_runs_while_a_publish_waits_for_another_process(run):
+    out = run("""
+    queue = await channel.alisten()
+    await channel.apublish("first")
+    with held():
+        waiting = [asyncio.ensure_future(channel.apublish(n)) for n in range(10)]
+        await until(lambda: stats()["bus"]["waiting"] == 10)
+        print(any(task.done() for task in waiting))
+    ids = await asyncio.gather(*waiting)
+    print(ids == sorted(ids), [await queue.aget(timeout=30) for _ in range(11)])
+    print(stats()["channels"]["news"]["published"])
+""")
+    assert out == "False\nTrue ['first', 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n11\n"
+
+
+def test_a_cancelled_publish_that_has_not_begun_is_not_sent(run):
+    out = run("""
+    queue = await channel.alisten()
+    await channel.apublish("first")
+    with held():
+        kept = asyncio.ensure_future(channel.apublish("kept"))
+        cancelled = asyncio.ensure_future(channel.apublish("cancelled"))
+        await until(lambda: stats()["bus"]["waiting"] == 2)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        print(cancelled.cancelled())
+    await kept
+    await channel.apublish("last")
+    print([await queue.aget(timeout=30) for _ in range(3)], queue.qsize())
+""")
+    assert out == "True\n['first', 'kept', 'last'] 0\n"
+
+
+def test_a_publish_that_takes_too_long_says_who_is_in_the_way(run):
+    out = run("""
+    await channel.apublish("first")
+    configure(publish_timeout=0.2)
+    with held():
+        try:
+            await channel.apublish("never")
+        except BusError as error:
+            print(error)
+    print(len(await channel.apublish("last")) > 0)
+""")
+    assert "nothing was sent: within 0.2 s (PUBLISH_TIMEOUT)" in out
+    assert "holds the lock" in out
+    assert out.endswith("True\n")
+
+
+def test_a_stream_that_has_to_wait_for_the_bus_is_opened_by_its_first_step(run):
+    out = run("""
+    channel.publish("before")
+    with held():
+        stream = channel.stream(heartbeat=None, initial=lambda: "initial")
+        closed = channel.stream(heartbeat=None)
+        never_iterated = channel.stream()
+        first = asyncio.ensure_future(stream.__anext__())
+        await asyncio.sleep(0.1)
+        print(first.done(), len(channel.listeners))
+        closed.close()
+    opening = await first
+    print(opening.startswith(b"retry: "), await stream.__anext__())
+    await channel.apublish("live")
+    print((await stream.__anext__()).endswith(b"data: live\\n\\n"), len(channel.listeners))
+    print([chunk async for chunk in closed])
+    stream.close()
+    print(len(channel.listeners))
+""")
+    assert out == ("False 0\nTrue b'data: initial\\n\\n'\nTrue 1\n[]\n0\n")
+
+
+def test_such_a_stream_can_be_iterated_by_a_thread(run):
+    out = run("""
+    channel.publish("before")
+    with held():
+        stream = channel.stream(heartbeat=None)
+    print((await asyncio.to_thread(next, stream)).startswith(b"retry: "))
+    stream.close()
+""")
+    assert out == "True\n"
+
+
+def test_a_loop_that_ends_with_a_publish_under_way_ends(script, directory):
+    """The publish is withdrawn or done; nothing hangs, nothing is raised where nobody looks."""
+    out = script(
+        BEGIN
+        + """
+async def main():
+    await channel.apublish("first")
+    with held():
+        asyncio.ensure_future(channel.apublish("under way"))
+        await until(lambda: stats()["bus"]["waiting"] == 1)
+
+asyncio.run(main())
+print("over")
+""",
+        HOLD,
+        str(directory / "lock"),
+        SSE_CHANNEL_BUS=f"local://{directory}",
+    )
+    assert out == "over\n"
