@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench clean
+.PHONY: help build demo test soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,9 @@ test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: AR
 	cargo test --quiet --locked --no-default-features
 	$(BIN)/python -m pytest $(ARGS)
 
+soak: build $(VENV)/.test ## Kill publishers, workers and Redis at random, for minutes
+	$(BIN)/python -m pytest -m soak --timeout 600 -s $(ARGS)
+
 lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a core that knows no Python
 	cargo fmt --check
 	cargo clippy --quiet --locked --no-default-features --all-targets -- -D warnings
@@ -42,8 +45,9 @@ lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a co
 	$(BIN)/mypy python/sse_channel
 	cd docs && ../$(BIN)/python -m mypy.stubtest sse_channel._sse_channel
 
-bench: build $(VENV)/.bench ## Publish to 10,000 queues, beside the peers, in one run
+bench: build $(VENV)/.bench ## Queues beside their peers, the buses beside Redis; each in one run
 	$(BIN)/python benches/queues.py
+	$(BIN)/python benches/bus.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) target python/sse_channel/*.so

@@ -1,7 +1,7 @@
 //! Live streams for Django: the map of the crate.
 //!
 //! ```text
-//! publish ──> hub (orders, numbers, remembers) ──> client's queue ──> reader
+//! publish ──> bus (orders, numbers, stores) ──> hub ──> client's queue ──> reader
 //! ```
 //!
 //! | file | what it holds |
@@ -15,8 +15,10 @@
 //! | `wake` | one bell per event loop |
 //! | `timer` | deadlines of all waits, one thread per process |
 //! | `bus/` | what orders, numbers and stores events, and brings them to every process |
+//! | `ticket` | what a publisher holds until the bus has answered |
 //! | `runtime` | the thread that waits on sockets |
 //! | `process` | what belongs to one process id and not to its forks |
+//! | `inherited` | descriptors that a forked child closes; the only file with unsafe code |
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
 

@@ -25,7 +25,7 @@ Overflow = Literal["drop_oldest", "drop_newest", "disconnect"]
 class SSEChannel:
     """A channel: what is published to it reaches every client that listens.
 
-    With a name it is the same channel wherever that name is used; messages travel as JSON and are
+    With a name it is the same channel in every process on the bus; messages travel as JSON and are
     decoded at most once a process, so that all its queues get one shared object: treat it as
     read-only. Without a name it is private to this object and process, and queues get the very
     object that was published. History keeps those objects alive (``history=0`` keeps none), and the
@@ -34,9 +34,11 @@ class SSEChannel:
 
     Safe to use from any thread, greenlet or asyncio loop at any time. Publishing races with
     `listen` and `unlisten` so: a client gets exactly the events ordered after it was registered
-    and before it was removed, in one order that is the same for all clients.
+    and before it was removed, in one order that is the same for all clients of all processes. (On
+    `redis://` a new client may also get events of other processes that were under way to this one.)
 
-    A forked child begins with no clients and an empty history; it may use the same object.
+    A forked child may use the same object. It begins with no clients, and on `memory://` and for a
+    private channel with an empty history.
 
     Args:
         name: the channel's name, 1 to 255 bytes of UTF-8; None for a private channel.
@@ -45,8 +47,9 @@ class SSEChannel:
         overflow: what happens to an event for which a client has no room: ``"drop_oldest"``,
             ``"drop_newest"``, or ``"disconnect"``, which ends the client after what is left.
             Each drop is counted.
-        history: events remembered for clients that come back (and at most 64 MiB of them); of
-            several objects for one name, the largest holds.
+        history: events remembered for clients that come back, within `HISTORY_AGE` and
+            `HISTORY_BYTES` (64 MiB for a private channel); of several objects for one name, the
+            largest holds.
 
     Raises:
         TypeError: an argument of the wrong type.
