@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 from . import _sse_channel
 from .config import options
-from .event import check_text, encode_frame, envelope, to_fields
+from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
 from .waiting import close_at_exit
-
-if TYPE_CHECKING:
-    from .event import Event
 
 __all__ = ["Overflow", "SSEChannel", "sse_channel", "stats"]
 
@@ -56,7 +53,7 @@ class SSEChannel:
         ValueError: an argument that cannot be.
     """
 
-    __slots__ = ("__weakref__", "_capacity", "_core", "_overflow")
+    __slots__ = ("__weakref__", "_capacity", "_core", "_is_named", "_overflow")
 
     def __init__(
         self,
@@ -80,6 +77,7 @@ class SSEChannel:
                 f'overflow must be "drop_oldest", "drop_newest" or "disconnect", not {overflow!r}'
             )
         self._overflow = overflow
+        self._is_named = name is not None
         self._core = _sse_channel.Channel(name, history)
 
     @property
@@ -119,6 +117,21 @@ class SSEChannel:
             BusError: the bus cannot order and store the event, or did not within
                 `PUBLISH_TIMEOUT`; nothing was sent, unless it says that it may have been.
         """
+        if self._is_named and not isinstance(message, Event):
+            # The usual case, and the shortest way.
+            check_text(event, "event")
+            is_text = isinstance(message, str)
+            in_force = options()
+            return self._core.publish(
+                message if is_text else to_json(message),
+                json=not is_text,
+                event=event,
+                retry=None,
+                comment=None,
+                limit=in_force.max_event_bytes,
+                timeout=in_force.publish_timeout,
+                message=None,
+            )
         sent = envelope(message, event)
         try:
             fields = to_fields(sent)

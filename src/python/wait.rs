@@ -1,5 +1,6 @@
 //! Waiting for a client to have something, in the way of the caller, with the GIL released.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::process::{Named, Process};
+use crate::process::{self, Named, Process};
 use crate::python::client::Client;
 use crate::python::greenlets::{Caller, caller};
 use crate::python::parking::Parking;
@@ -144,27 +145,40 @@ fn wait_for_signals_too<T: Park>(
     deadline: Option<Instant>,
 ) -> PyResult<()> {
     const TOKEN: u64 = 0;
-    let wakeups = Arc::new(Wakeups::new()?);
+    let wakeups = own_wakeups()?;
     let waiter = Waiter { wakeups: Arc::clone(&wakeups), token: TOKEN, deadline: None };
     if on.park(waiter) == Parked::Ready {
         return Ok(());
     }
     let process = Process::current();
-    let waited = loop {
-        let polled = py.detach(|| poll_once(&wakeups, process.named(), deadline));
-        match polled {
-            // A signal that came while this thread waited for the GIL is raised before the take.
-            Ok(()) => break py.check_signals(),
-            Err(Errno::INTR) => {
-                if let Err(raised) = py.check_signals() {
-                    break Err(raised);
-                }
-            }
-            Err(errno) => break Err(Error::from(errno).into()),
-        }
+    let waited = match py.detach(|| poll_once(&wakeups, process.named(), deadline)) {
+        // A signal that came while this thread waited for the GIL is raised before the take; and
+        // its handler may have waited itself, and taken this thread's rings: the caller looks.
+        Ok(()) | Err(Errno::INTR) => py.check_signals(),
+        Err(errno) => Err(Error::from(errno).into()),
     };
     on.unpark(TOKEN, &wakeups);
     waited
+}
+
+/// This thread's bell for its waits: made once, since a wait must cost little. After a fork it is
+/// another, as the parent has the first.
+fn own_wakeups() -> PyResult<Arc<Wakeups>> {
+    thread_local! {
+        static OWN: RefCell<Option<(u64, Arc<Wakeups>)>> = const { RefCell::new(None) };
+    }
+    OWN.with_borrow_mut(|own| match own {
+        Some((born, wakeups)) if *born == process::generation() => {
+            // What was rung after the last wait.
+            wakeups.take();
+            Ok(Arc::clone(wakeups))
+        }
+        _ => {
+            let wakeups = Arc::new(Wakeups::new()?);
+            *own = Some((process::generation(), Arc::clone(&wakeups)));
+            Ok(wakeups)
+        }
+    })
 }
 
 /// Polls until something is there, `deadline`, or a signal. Where another process's publish rings,

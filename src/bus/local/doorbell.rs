@@ -1,14 +1,16 @@
 //! The doorbell: how a publisher tells other processes that there is something to read.
 //!
-//! A process that has clients binds one datagram socket in the store's directory. A ring is one
-//! byte; what it means is in the store, so a lost one costs nothing once another follows, and a
-//! full socket is rung already.
+//! A process that has clients binds one datagram socket in the store's directory. A ring brings
+//! the event and the place of the one before it, so that a process that knows that one need not
+//! look into the store. Whatever does not fit (a ring that was lost in a full socket, a large
+//! event, rings that two threads took) is read from the store: a ring says no more than that.
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -16,18 +18,31 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
+use crate::bus::Publication;
+use crate::bus::local::store::Position;
 use crate::error::{Error, Result};
+use crate::event::Format;
+use crate::frame::Body;
+use crate::hub::Arrival;
 use crate::inherited::Inherited;
 
 /// Tells the bells of one process apart: a new one must never have the name of one that is gone.
 static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// The largest ring in bytes; a larger event is read from the store.
+const LARGEST_RING: usize = 16 << 10;
+
+/// What comes before the texts of a ring: its version, flags, two lengths and two places.
+const HEAD: usize = 22;
+
+/// The layout of a ring.
+const VERSION: u8 = 1;
 
 /// This process's bell. Its file goes with it.
 #[derive(Debug)]
 pub struct Bell {
     name: String,
     path: PathBuf,
-    is_ended: AtomicBool,
     rings_again: AtomicBool,
     /// Threads beside its own that watch it, and deliver when it rings.
     watchers: AtomicUsize,
@@ -78,7 +93,6 @@ impl Bell {
         ];
         let watchers = AtomicUsize::new(0);
         Ok(Bell {
-            is_ended: AtomicBool::new(false),
             rings_again: AtomicBool::new(false),
             name,
             path,
@@ -101,17 +115,18 @@ impl Bell {
 
     /// Wakes who waits, now and at every later wait: another bell has taken its place.
     pub fn end(&self) {
-        self.is_ended.store(true, Relaxed);
         // Whether it is reachable by its name or not.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Waits a little; the next wait for it ends at once.
-    pub fn ring_again_after(&self, patience: Duration) {
-        if !self.is_ended.load(Relaxed) {
-            std::thread::sleep(patience);
-        }
+    /// The next wait for it ends at once, as if something had been deleted.
+    pub fn ring_again(&self) {
         self.rings_again.store(true, Relaxed);
+    }
+
+    /// Whether `ring_again` was called since the last look.
+    pub fn take_ring_again(&self) -> bool {
+        self.rings_again.swap(false, Relaxed)
     }
 
     /// Counts a watcher in or out.
@@ -133,16 +148,22 @@ impl Bell {
         self.socket.as_fd()
     }
 
-    /// Takes the rings that are there.
-    pub fn silence(&self) {
-        let mut buffer = [0; 16];
+    /// Takes the rings that are there, in their order.
+    pub fn take(&self) -> Vec<Ring> {
+        let mut rings = Vec::new();
+        let mut buffer = [0; LARGEST_RING];
         // Nothing more comes out of one that was ended.
-        while self.socket.recv(&mut buffer).is_ok_and(|count| count > 0) {}
+        while let Ok(count) = self.socket.recv(&mut buffer)
+            && count > 0
+        {
+            rings.push(Ring::parse(&buffer[..count]));
+        }
+        rings
     }
 
-    /// Waits until somebody rings, for ever without a `timeout`, and silences it.
+    /// Waits until somebody rings, for ever without a `timeout`.
     pub fn wait(&self, timeout: Option<Duration>) -> Rung {
-        if self.rings_again.swap(false, Relaxed) {
+        if self.take_ring_again() {
             return Rung::Deletion;
         }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -156,9 +177,7 @@ impl Bell {
             // Nothing can be waited for: not to spin is all that is left.
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
-        let is_deletion = watched.get(1).is_some_and(|fd| !fd.revents().is_empty());
-        self.silence();
-        if is_deletion {
+        if watched.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
             let mut events = [0; 4096];
             if let Some(deletions) = &self.deletions {
                 while rustix::io::read(deletions, &mut events).is_ok_and(|count| count > 0) {}
@@ -166,6 +185,79 @@ impl Bell {
             return Rung::Deletion;
         }
         Rung::Bell
+    }
+}
+
+/// What a ring says.
+#[derive(Debug)]
+pub enum Ring {
+    /// An event, and the place of the one before it.
+    Event {
+        /// The newest place before it.
+        before: Position,
+        /// Its place.
+        position: Position,
+        /// The event.
+        arrival: Arrival,
+    },
+    /// There is something in the store.
+    Look,
+}
+
+impl Ring {
+    /// The bytes of a ring for an event; those of `Look` for one that is too large.
+    pub fn bytes(before: Position, position: Position, publication: &Publication) -> Vec<u8> {
+        let Publication { channel, body, format, .. } = publication;
+        let (frame, beside) = (body.frame(), body.beside());
+        let sizes = [channel.len(), frame.len(), beside.map_or(0, <[u8]>::len)];
+        if sizes.iter().sum::<usize>() + HEAD > LARGEST_RING {
+            return Ring::look();
+        }
+        let mut bytes = Vec::with_capacity(HEAD + sizes.iter().sum::<usize>());
+        bytes.push(VERSION);
+        bytes.push(
+            u8::from(*format == Format::Json)
+                | u8::from(body.has_data()) << 1
+                | u8::from(beside.is_some()) << 2,
+        );
+        // All below LARGEST_RING.
+        bytes.extend((sizes[0] as u16).to_ne_bytes());
+        bytes.extend((sizes[1] as u16).to_ne_bytes());
+        bytes.extend(before.to_bytes());
+        bytes.extend(position.to_bytes());
+        bytes.extend(channel.as_bytes());
+        bytes.extend(frame);
+        bytes.extend(beside.unwrap_or_default());
+        bytes
+    }
+
+    /// The bytes of `Look`.
+    pub fn look() -> Vec<u8> {
+        vec![0]
+    }
+
+    /// `Look` for whatever `bytes` did not make.
+    fn parse(bytes: &[u8]) -> Ring {
+        Ring::parse_event(bytes).unwrap_or(Ring::Look)
+    }
+
+    fn parse_event(bytes: &[u8]) -> Option<Ring> {
+        let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
+        let [version, flags, c0, c1, f0, f1, places @ ..] = *head;
+        if version != VERSION {
+            return None;
+        }
+        let (before, position) = places.split_first_chunk::<8>()?;
+        let before = Position::from_bytes(*before);
+        let position = Position::from_bytes(*position.first_chunk::<8>()?);
+        let (channel, rest) = rest.split_at_checked(u16::from_ne_bytes([c0, c1]).into())?;
+        let (frame, beside) = rest.split_at_checked(u16::from_ne_bytes([f0, f1]).into())?;
+        let beside = (flags & 4 != 0).then_some(beside);
+        let body = Body::restore(frame, beside, flags & 2 != 0)?;
+        let format = if flags & 1 != 0 { Format::Json } else { Format::Text };
+        let channel: Arc<str> = std::str::from_utf8(channel).ok()?.into();
+        let arrival = Arrival { channel, id: position.into(), body, format };
+        Some(Ring::Event { before, position, arrival })
     }
 }
 
@@ -210,15 +302,15 @@ impl Ringer {
         Ok(Ringer { socket, directory: directory.to_owned() })
     }
 
-    /// Rings one; false when nobody hears it any more.
-    pub fn ring(&self, name: &str) -> bool {
+    /// Rings one with the bytes of a `Ring`; false when nobody hears it any more.
+    pub fn ring(&self, name: &str, ring: &[u8]) -> bool {
         // A name out of the store must not lead elsewhere.
         if !name.starts_with("bell-") || name.contains('/') {
             return false;
         }
         let path = self.directory.join(name);
         loop {
-            match self.socket.send_to(&[1], &path) {
+            match self.socket.send_to(ring, &path) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error)
                     if matches!(
@@ -233,6 +325,47 @@ impl Ringer {
                 // Sent, or full: then it is rung already.
                 _ => return true,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Fields;
+
+    fn publication(data: &str) -> Publication {
+        let fields = Fields { data: Some(data), ..Fields::default() };
+        let Ok(body) = Body::encode(&fields, 1 << 20) else { unreachable!("{data:?} is valid") };
+        Publication { channel: "news".into(), history: 1, body, format: Format::Json }
+    }
+
+    #[test]
+    fn a_ring_brings_the_event() {
+        let (before, place) = (Position::at(1), Position::at(2));
+        for data in ["one line", "two\r\nlines", ""] {
+            let bytes = Ring::bytes(before, place, &publication(data));
+            let Ring::Event { before: b, position, arrival } = Ring::parse(&bytes) else {
+                unreachable!("{data:?} fits")
+            };
+            assert_eq!((b, position, &*arrival.channel), (before, place, "news"));
+            assert_eq!(arrival.body.seal(None), publication(data).body.seal(None));
+        }
+        let large = Ring::bytes(before, place, &publication(&"x".repeat(LARGEST_RING)));
+        assert!(matches!(Ring::parse(&large), Ring::Look));
+    }
+
+    #[test]
+    fn any_other_bytes_say_look() {
+        let whole = Ring::bytes(Position::at(1), Position::at(2), &publication("text"));
+        for end in 0..whole.len() {
+            assert!(matches!(Ring::parse(&whole[..end]), Ring::Look), "{end}");
+        }
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 0xff;
+            // Whatever it says, it is parsed without a panic.
+            let _ = Ring::parse(&changed);
         }
     }
 }

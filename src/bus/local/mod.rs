@@ -29,7 +29,7 @@ use crate::sync::lock;
 use crate::ticket::Answering;
 use crate::wake::WakeBatch;
 
-use doorbell::{Bell, Ringer, Rung};
+use doorbell::{Bell, Ring, Ringer, Rung};
 use file_lock::FileLock;
 use store::{Position, Store, Written};
 
@@ -41,6 +41,13 @@ const READ_AHEAD: usize = 500;
 
 /// Publications that may wait for the writer's thread.
 const MOST_WAITING: usize = 100_000;
+
+/// Of a transaction with more events, a ring says only that there is something to read.
+const MOST_RINGS: usize = 4;
+
+/// Every so many transactions a publisher looks at all files of the store. One whose log alone was
+/// deleted is noticed by processes with clients at once.
+const LOOK_CLOSELY_EVERY: u32 = 16;
 
 /// How long a process without clients stays ready for the next.
 const LINGER: Duration = Duration::from_secs(5);
@@ -86,6 +93,8 @@ struct Writer {
     file_lock: Arc<FileLock>,
     ringer: Ringer,
     dead_bells: Vec<String>,
+    /// How often the files were looked at.
+    looks: u32,
 }
 
 impl Writer {
@@ -165,7 +174,7 @@ impl LocalBus {
             let store = self.open_store()?;
             drop(locked);
             let ringer = Ringer::new(&self.path)?;
-            *writer = Some(Writer { store, file_lock, ringer, dead_bells: Vec::new() });
+            *writer = Some(Writer { store, file_lock, ringer, dead_bells: Vec::new(), looks: 0 });
         }
         writer.as_mut().ok_or_else(|| Error::Bus("the store was closed".to_owned()))
     }
@@ -185,7 +194,13 @@ impl LocalBus {
         publications: impl IntoIterator<Item = &'a Publication>,
     ) -> Result<std::result::Result<Written, Lost>> {
         let dead = std::mem::take(&mut writer.dead_bells);
-        if !writer.is_current() {
+        writer.looks = writer.looks.wrapping_add(1);
+        let is_there = if writer.looks % LOOK_CLOSELY_EVERY == 1 {
+            writer.is_current()
+        } else {
+            writer.store.is_there()
+        };
+        if !is_there {
             return Ok(Err(Lost));
         }
         let now = Position::at(now_ms());
@@ -206,12 +221,52 @@ impl LocalBus {
     }
 
     /// Rings the others; this process is not rung but delivers itself.
-    fn ring(&self, writer: &mut Writer, bells: Vec<String>, own: Option<&str>) {
+    fn ring(
+        &self,
+        writer: &mut Writer,
+        written: &mut Written,
+        publications: &[Publication],
+        own: Option<&str>,
+    ) {
+        let mut bells = std::mem::take(&mut written.bells);
+        bells.retain(|bell| Some(&**bell) != own);
+        if bells.is_empty() {
+            return;
+        }
+        let rings: Vec<Vec<u8>> = if publications.len() <= MOST_RINGS {
+            let befores = std::iter::once(written.before).chain(written.positions.iter().copied());
+            let places = befores.zip(&written.positions);
+            let events = places.zip(publications);
+            events.map(|((before, at), event)| Ring::bytes(before, *at, event)).collect()
+        } else {
+            vec![Ring::look()]
+        };
         for bell in bells {
-            if Some(&*bell) != own && !writer.ringer.ring(&bell) {
+            if !rings.iter().all(|ring| writer.ringer.ring(&bell, ring)) {
                 writer.dead_bells.push(bell);
             }
         }
+    }
+
+    /// Delivers what rings have brought, or what is in the store where they do not follow on what
+    /// was delivered.
+    fn answer(&self, reader: &mut Reader, rings: Vec<Ring>) -> Result<()> {
+        let mut arrivals = Vec::new();
+        // Several at once may be all that a full socket took.
+        let mut looks = rings.len() > 1;
+        for ring in rings {
+            match ring {
+                Ring::Event { position, .. } if position <= reader.position => {}
+                Ring::Event { before, position, arrival } if before == reader.position => {
+                    self.lag_ms.store(now_ms().saturating_sub(arrival.id.ms), Relaxed);
+                    reader.position = position;
+                    arrivals.push(arrival);
+                }
+                Ring::Event { .. } | Ring::Look => looks = true,
+            }
+        }
+        self.hub.deliver(arrivals);
+        if looks { self.pump(reader) } else { Ok(()) }
     }
 
     /// Delivers in this process what was just written, if it has clients.
@@ -411,8 +466,8 @@ impl LocalBus {
             }
             match self.write(writer, locked, &publications)? {
                 Ok(mut written) => {
-                    let bells = std::mem::take(&mut written.bells);
-                    self.ring(writer, bells, own.as_ref().map(|bell| bell.name()));
+                    let own = own.as_ref().map(|bell| bell.name());
+                    self.ring(writer, &mut written, &publications, own);
                     drop(guard);
                     self.deliver_written(&written, publications);
                     return Ok(written.positions);
@@ -553,16 +608,17 @@ impl Bus for LocalBus {
         };
         match self.write(writer, locked, [&publication]) {
             Ok(Ok(mut written)) => {
-                let bells = std::mem::take(&mut written.bells);
+                let publications = vec![publication];
                 let own = match self.reader.try_lock() {
                     Ok(reader) => reader.bell.clone(),
                     // Rung once too often, at worst.
                     Err(_) => None,
                 };
-                self.ring(writer, bells, own.as_ref().map(|bell| bell.name()));
+                let own = own.as_ref().map(|bell| bell.name());
+                self.ring(writer, &mut written, &publications, own);
                 drop(guard);
                 let id = written.positions.first().copied().unwrap_or(written.before);
-                self.deliver_written(&written, vec![publication]);
+                self.deliver_written(&written, publications);
                 Attempt::Done(Ok(id.into()))
             }
             Ok(Err(Lost)) => Attempt::Waits(publication),
@@ -603,7 +659,7 @@ impl Bus for LocalBus {
         if let Some(bell) = bell
             && let Ok(ringer) = Ringer::new(&self.path)
         {
-            ringer.ring(bell.name());
+            ringer.ring(bell.name(), &Ring::look());
         }
     }
 
@@ -669,11 +725,13 @@ impl Doorbell for Watched {
     }
 
     fn answer(&self) {
-        self.bell.silence();
-        // Somebody else is at it otherwise; a failure comes up again at the next ring.
-        let Ok(mut reader) = self.bus.reader.try_lock() else { return };
+        // The lock first: rings are answered in their order by whoever took them.
+        let mut reader = lock(&self.bus.reader);
         if reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.bell)) {
-            let _ = self.bus.pump(&mut reader);
+            // What fails is tried again by the bell's own thread.
+            if self.bus.answer(&mut reader, self.bell.take()).is_err() {
+                self.bell.ring_again();
+            }
         }
     }
 }
@@ -730,6 +788,8 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
         let Some(bus) = bus.upgrade() else { return };
         let mut done = match rung {
             Rung::Deletion => bus.mend(),
+            // Who watches it as well could not read the store.
+            Rung::Bell if bell.take_ring_again() => bus.mend(),
             Rung::Bell | Rung::Nothing => Ok(()),
         };
         let mut reader = lock(&bus.reader);
@@ -741,7 +801,7 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
             return;
         }
         if done.is_ok() {
-            done = bus.pump(&mut reader);
+            done = bus.answer(&mut reader, bell.take());
         }
         drop(reader);
         if done.is_ok() {
@@ -750,7 +810,8 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
         } else {
             // The store is being deleted, or its file system is full: nobody need ring when that
             // is over.
-            bell.ring_again_after(patience);
+            thread::sleep(patience);
+            bell.ring_again();
             patience = LONGEST_PATIENCE.min(patience * 2);
         }
     }

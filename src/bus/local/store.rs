@@ -30,6 +30,12 @@ const APPLICATION: i32 = 0x7373_6531;
 /// Events that a channel keeps at the least, so that a process that was slow finds them.
 const FEWEST: i64 = 1000;
 
+/// Milliseconds for which an event is kept in any case, unless the channel is too large.
+const YOUNG: u64 = 10_000;
+
+/// Events of a channel that one transaction forgets at the most.
+const MOST_TRIMMED: i64 = 500;
+
 /// What a store consists of, by what is added to its name.
 const FILES: [&str; 3] = ["", "-wal", "-shm"];
 
@@ -57,6 +63,16 @@ impl Position {
 
     fn next(self) -> Position {
         Position(self.0.saturating_add(1))
+    }
+
+    /// As a ring has it, for processes of this machine.
+    pub fn to_bytes(self) -> [u8; 8] {
+        self.0.to_ne_bytes()
+    }
+
+    /// Back from `to_bytes`.
+    pub fn from_bytes(bytes: [u8; 8]) -> Position {
+        Position(i64::from_ne_bytes(bytes))
     }
 }
 
@@ -147,9 +163,11 @@ impl Store {
         connection.set_prepared_statement_cache_capacity(64);
         // The last connection of all would checkpoint, and a fork closes them often.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        let pages = limit / 4096 * 3 / 2 + 256;
+        let pages = limit / 1024 * 3 / 2 + 1024;
         connection.execute_batch(&format!(
-            "PRAGMA journal_mode = WAL;
+            "PRAGMA page_size = 1024;
+             PRAGMA journal_mode = WAL;
+             PRAGMA wal_autocheckpoint = 4000;
              PRAGMA synchronous = OFF;
              PRAGMA temp_store = MEMORY;
              PRAGMA cache_size = -2048;
@@ -205,10 +223,16 @@ impl Store {
         FILES.iter().zip(self.identity).all(|(suffix, own)| identity_of(&self.path, suffix) == own)
     }
 
+    /// Whether the database is still the one that others would open: what can be asked at every
+    /// publish. Each look at a file costs.
+    pub fn is_there(&self) -> bool {
+        self.identity.first() == Some(&identity_of(&self.path, ""))
+    }
+
     /// Whether the database is the one that was opened, but without its log or its index: then
     /// nobody knows what it lost. Needs the file lock.
     pub fn is_torn(&self) -> bool {
-        self.identity.first() == Some(&identity_of(&self.path, "")) && !self.is_current()
+        self.is_there() && !self.is_current()
     }
 
     /// Takes a damaged file out of the way, so that the next to open the store makes another.
@@ -216,8 +240,7 @@ impl Store {
     /// # Errors
     /// `Bus` when the file cannot be moved.
     pub fn put_aside(&self) -> Result<()> {
-        let is_there = self.identity.first() == Some(&identity_of(&self.path, ""));
-        if is_there { put_aside(&self.path) } else { Ok(()) }
+        if self.is_there() { put_aside(&self.path) } else { Ok(()) }
     }
 
     /// Says what an error of SQLite means for the caller.
@@ -274,7 +297,7 @@ impl Store {
                     text_of(body.frame()),
                     message.map(text_of),
                 ])?;
-                trim(&transaction, key, history.max(FEWEST), events, kept, limits)?;
+                trim(&transaction, key, history.max(FEWEST), events, kept, now, limits)?;
                 positions.push(last);
             }
             // The bounds of the whole need no look at every event: each page that a transaction
@@ -416,31 +439,46 @@ fn newest(connection: &Connection) -> rusqlite::Result<Position> {
     newest.query_row([], |row| row.get(0)).map(Position)
 }
 
-/// Forgets the oldest events of a channel that has too many. Not at every event: a channel keeps up to an eighth more than it must.
+/// Forgets the oldest events of a channel that has too many, unless they are so young that a slow
+/// process may not have read them. Not at every event, and not many at once: a channel keeps up to
+/// an eighth more than it must.
 fn trim(
     connection: &Connection,
     key: i64,
     history: i64,
     events: i64,
     bytes: i64,
+    now: Position,
     limits: Limits,
 ) -> rusqlite::Result<()> {
-    let allowed = i64::try_from(limits.bytes).unwrap_or(i64::MAX);
-    if events <= history.saturating_add(history / 8) && bytes <= allowed {
+    let is_too_large = bytes > i64::try_from(limits.bytes).unwrap_or(i64::MAX);
+    if events <= history.saturating_add(history / 8) && !is_too_large {
         return Ok(());
     }
-    let surplus =
-        if bytes > allowed { (events - history).max(events / 8).max(1) } else { events - history };
-    let (count, freed, floor): (i64, i64, i64) = connection
+    let mut surplus = (events - history).min(MOST_TRIMMED);
+    let mut before = Position(now.0 - Position::at(YOUNG).0);
+    if is_too_large {
+        surplus = surplus.max((events / 8).clamp(1, MOST_TRIMMED));
+        before = now;
+    } else {
+        let oldest: i64 = connection
+            .prepare_cached("SELECT min(id) FROM event WHERE channel = ?1")?
+            .query_row([key], |row| row.get(0))?;
+        if oldest >= before.0 - Position::at(YOUNG / 100).0 {
+            return Ok(());
+        }
+    }
+    let (count, freed, floor): (i64, i64, Option<i64>) = connection
         .prepare_cached(
-            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(id), 0) FROM (
+            "SELECT count(*), coalesce(sum(bytes), 0), max(id) FROM (
                  SELECT id, length(CAST(frame AS BLOB)) + coalesce(length(CAST(message AS BLOB)), 0)
-                     + ?3 AS bytes
-                 FROM event WHERE channel = ?1 ORDER BY id LIMIT ?2)",
+                     + ?4 AS bytes
+                 FROM event WHERE channel = ?1 AND id < ?2 ORDER BY id LIMIT ?3)",
         )?
-        .query_row(params![key, surplus, OVERHEAD], |row| {
+        .query_row(params![key, before.0, surplus, OVERHEAD], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
+    let Some(floor) = floor else { return Ok(()) };
     connection
         .prepare_cached("DELETE FROM event WHERE channel = ?1 AND id <= ?2")?
         .execute([key, floor])?;
