@@ -185,7 +185,12 @@ impl Hub {
     pub fn channel(&self, name: &str, history: usize) -> ChannelKey {
         let mut state = lock(&self.state);
         if let Some(key) = state.names.get(name).copied() {
-            state.channels[key].history.raise_limit(history);
+            let channel = &mut state.channels[key];
+            if history > channel.history.limit() {
+                channel.history.raise_limit(history);
+                // A store may have more of it than was asked for before.
+                channel.read = self.is_the_bus;
+            }
             return key;
         }
         let name: Arc<str> = name.into();

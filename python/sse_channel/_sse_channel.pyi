@@ -1,5 +1,6 @@
 """The extension: mechanism for the classes of `sse_channel`, which are what to use."""
 
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from queue import Empty
 from typing import Any, Final, final
@@ -286,7 +287,7 @@ def forked() -> None:
 
 def prepare(
     channels: list[Channel], last_event_id: str | None, timeout: float
-) -> Awaitable[None] | None:
+) -> Future[None] | None:
     """Prepare the registration with channels of one bus: an awaitable, or None when it is done."""
 
 def register(

@@ -112,7 +112,7 @@ def open_stream(
 
     def register() -> None:
         opened = weak()
-        if opened is None:
+        if opened is None or opened.closed:
             return
         gap = _sse_channel.register(
             opened, list(channels), last_event_id, options().retry, timeout
@@ -125,10 +125,17 @@ def open_stream(
         # Waiting for the bus here would hold up the loop.
         pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
         if pending is not None:
+            pending.add_done_callback(_look_at)
             stream._set_opener(_Opener(pending, register))
             return stream
     register()
     return stream
+
+
+def _look_at(pending: asyncio.Future[None]) -> None:
+    """Take note of an exception that nobody may ever ask for: that of a stream never iterated."""
+    if not pending.cancelled():
+        pending.exception()
 
 
 class _Opener:
@@ -136,7 +143,7 @@ class _Opener:
 
     __slots__ = ("pending", "register")
 
-    def __init__(self, pending: Awaitable[None], register: Callable[[], None]) -> None:
+    def __init__(self, pending: asyncio.Future[None], register: Callable[[], None]) -> None:
         self.pending = pending
         self.register = register
 

@@ -249,6 +249,11 @@ impl Stream {
         {
             visit.call(initial)?;
         }
+        if let Ok(opener) = self.opener.try_lock()
+            && let Some(opener) = opener.as_ref()
+        {
+            visit.call(opener)?;
+        }
         Ok(())
     }
 

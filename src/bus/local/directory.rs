@@ -16,7 +16,7 @@ const SMALLEST_SHM: u64 = 64 << 20;
 
 /// The longest path of the directory in bytes: what is left of a socket's address (108 bytes, 104
 /// on macOS) for a socket's name.
-const LONGEST: usize = 80;
+const LONGEST: usize = 76;
 
 /// Bytes of events in one store at the most, whatever its channels are allowed.
 const LARGEST_STORE: u64 = 256 << 20;

@@ -5,6 +5,7 @@
 //! look into the store. Whatever does not fit (a ring that was lost in a full socket, a large
 //! event, rings that two threads took) is read from the store: a ring says no more than that.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -71,10 +72,10 @@ impl Bell {
     /// `Bus` when the socket cannot be made.
     pub fn new(directory: &Path) -> Result<Bell> {
         let pid = std::process::id();
-        let name = format!("bell-{pid}-{}", COUNT.fetch_add(1, Relaxed));
+        // Not by the process's number alone: containers that share a directory share numbers.
+        let random = RandomState::new().build_hasher().finish() & 0xff_ffff;
+        let name = format!("bell-{pid}-{}-{random:06x}", COUNT.fetch_add(1, Relaxed));
         let path = directory.join(&name);
-        // Left by a process that had this number before and was killed.
-        let _ = std::fs::remove_file(&path);
         let bound = UnixDatagram::bind(&path).and_then(|socket| {
             socket.set_nonblocking(true)?;
             Ok(socket)

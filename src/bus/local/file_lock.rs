@@ -1,6 +1,8 @@
 //! The lock that queues the writers of all processes.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, fstat, lstat, open};
@@ -8,19 +10,28 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use crate::error::{Error, Result};
+use crate::inherited::Inherited;
+use crate::sync::lock;
 
 /// A file to lock. A lock of `fcntl` belongs to the process: a forked child does not have it, and
-/// a process that is killed gives it back. Within the process something else must exclude threads,
-/// and the file must be opened here alone: closing any descriptor of it gives the lock back.
+/// a process that is killed gives it back. It must be opened here alone: closing any descriptor of
+/// the file gives the lock back.
 #[derive(Debug)]
 pub struct FileLock {
+    /// Queues the threads of this process, among whom the file excludes nobody.
+    turn: Mutex<()>,
+    // Before the descriptor: fields are dropped in this order.
+    _closed_in_children: Inherited,
     file: OwnedFd,
     path: PathBuf,
 }
 
 /// Holds the lock until it is dropped.
 #[derive(Debug)]
-pub struct Locked<'a>(&'a FileLock);
+pub struct Locked<'a> {
+    file_lock: &'a FileLock,
+    _turn: MutexGuard<'a, ()>,
+}
 
 impl FileLock {
     /// Opens the file in `directory`.
@@ -38,16 +49,22 @@ impl FileLock {
                 path.display()
             ))
         })?;
-        Ok(FileLock { file, path })
+        let closed_in_children = Inherited::new(file.as_raw_fd());
+        Ok(FileLock { turn: Mutex::new(()), _closed_in_children: closed_in_children, file, path })
     }
 
-    /// Takes the lock if no other process has it.
+    /// Takes the lock if nobody has it.
     ///
     /// # Errors
     /// `Io` when the file system has no locks.
     pub fn try_lock(&self) -> Result<Option<Locked<'_>>> {
+        let turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
         match fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Locked(self))),
+            Ok(()) => Ok(Some(Locked { file_lock: self, _turn: turn })),
             Err(Errno::ACCESS | Errno::AGAIN) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
@@ -58,9 +75,10 @@ impl FileLock {
     /// # Errors
     /// `Io` when the file system has no locks.
     pub fn lock(&self) -> Result<Locked<'_>> {
+        let turn = lock(&self.turn);
         loop {
             match fcntl_lock(&self.file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Locked(self)),
+                Ok(()) => return Ok(Locked { file_lock: self, _turn: turn }),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -88,6 +106,6 @@ impl FileLock {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         // Our own lock on our own descriptor: nothing can fail that could be mended here.
-        let _ = fcntl_lock(&self.0.file, FlockOperation::Unlock);
+        let _ = fcntl_lock(&self.file_lock.file, FlockOperation::Unlock);
     }
 }

@@ -4,7 +4,9 @@
 //! have clients; each of them reads what it has not read yet. The publisher's own process is given
 //! the event before `publish` returns.
 //!
-//! Locks are taken in this order: reader, writer, file. No lock is held while anybody is woken.
+//! Locks are taken in this order: file, reader, writer. So who waits for another process holds
+//! nothing that a thread of this one needs, and who holds reader or writer does local work only.
+//! No lock is held while anybody is woken.
 
 mod directory;
 mod doorbell;
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -30,7 +32,7 @@ use crate::ticket::Answering;
 use crate::wake::WakeBatch;
 
 use doorbell::{Bell, Ring, Ringer, Rung};
-use file_lock::FileLock;
+use file_lock::{FileLock, Locked};
 use store::{Position, Store, Written};
 
 /// Events that one transaction takes at the most.
@@ -70,10 +72,10 @@ pub struct LocalBus {
     url: String,
     path: PathBuf,
     limits: Limits,
-    /// What writes. Held for a transaction, and while the file lock is waited for.
+    /// What queues the writers of all processes. Held to copy it; opened at first use.
+    file_lock: Mutex<Option<Arc<FileLock>>>,
+    /// What writes, under the file lock. Held for a transaction.
     writer: Mutex<Option<Writer>>,
-    /// The file lock again, to ask who has it while the writer waits for it.
-    file_lock: Mutex<Weak<FileLock>>,
     /// What delivers: who holds it may read and deliver, so that deliveries keep the order and
     /// registration meets none.
     reader: Mutex<Reader>,
@@ -90,18 +92,10 @@ pub struct LocalBus {
 #[derive(Debug)]
 struct Writer {
     store: Store,
-    file_lock: Arc<FileLock>,
     ringer: Ringer,
     dead_bells: Vec<String>,
     /// How often the files were looked at.
     looks: u32,
-}
-
-impl Writer {
-    /// Whether others write to the same files, under the same lock.
-    fn is_current(&self) -> bool {
-        self.store.is_current() && self.file_lock.is_current()
-    }
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +105,8 @@ struct Reader {
     position: Position,
     /// Rung by publishers, as long as there are clients.
     bell: Option<Arc<Bell>>,
+    /// Whether the store was found to be damaged.
+    is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -122,9 +118,14 @@ enum Job {
 /// What the writer needs to begin; `None` when it has to be waited for.
 type Begun<'a> = Option<MutexGuard<'a, Option<Writer>>>;
 
-/// The file that was opened is not the one that others find.
+/// Why nothing was written, though nothing failed for good.
 #[derive(Debug)]
-struct Lost;
+enum NotWritten {
+    /// The file that was opened is not the one that others find, or it is damaged.
+    Lost,
+    /// Another program holds a transaction open.
+    Busy,
+}
 
 impl LocalBus {
     /// The bus whose store lies in `path`, or where all processes of `project` look for it.
@@ -163,57 +164,74 @@ impl LocalBus {
             .unwrap_or_else(PoisonError::into_inner);
     }
 
+    /// What queues the writers. Another one if the others queue at another file.
+    fn file_lock(&self) -> Result<Arc<FileLock>> {
+        let mut file_lock = lock(&self.file_lock);
+        match file_lock.as_ref() {
+            Some(current) if current.is_current() => Ok(Arc::clone(current)),
+            _ => {
+                directory::prepare(&self.path)?;
+                let opened = Arc::new(FileLock::open(&self.path)?);
+                *file_lock = Some(Arc::clone(&opened));
+                Ok(opened)
+            }
+        }
+    }
+
     /// Opens what writes, if it is not open.
-    fn open_writer<'a>(&self, writer: &'a mut Option<Writer>) -> Result<&'a mut Writer> {
+    fn open_writer<'a>(
+        &self,
+        writer: &'a mut Option<Writer>,
+        _locked: &Locked<'_>,
+    ) -> Result<&'a mut Writer> {
         if writer.is_none() {
             self.wait_for_fork();
             directory::prepare(&self.path)?;
-            let file_lock = Arc::new(FileLock::open(&self.path)?);
-            *lock(&self.file_lock) = Arc::downgrade(&file_lock);
-            let locked = file_lock.lock()?;
-            let store = self.open_store()?;
-            drop(locked);
+            let now = Position::at(now_ms()).max(self.known());
+            let store = Store::open(&self.path, now, directory::store_limit(&self.path))?;
             let ringer = Ringer::new(&self.path)?;
-            *writer = Some(Writer { store, file_lock, ringer, dead_bells: Vec::new(), looks: 0 });
+            *writer = Some(Writer { store, ringer, dead_bells: Vec::new(), looks: 0 });
         }
         writer.as_mut().ok_or_else(|| Error::Bus("the store was closed".to_owned()))
     }
 
-    /// Opens a connection; the file lock must be held.
-    fn open_store(&self) -> Result<Store> {
-        let now = Position::at(now_ms()).max(self.known());
-        Store::open(&self.path, now, directory::store_limit(&self.path))
-    }
-
-    /// Stores publications in one transaction and rings. `Ok(Err(Lost))` when the store is not
-    /// there any more. The file lock must be held and is given back.
+    /// Stores publications in one transaction.
     fn write<'a>(
         &self,
         writer: &mut Writer,
-        locked: file_lock::Locked<'_>,
-        publications: impl IntoIterator<Item = &'a Publication>,
-    ) -> Result<std::result::Result<Written, Lost>> {
-        let dead = std::mem::take(&mut writer.dead_bells);
+        _locked: &Locked<'_>,
+        publications: impl IntoIterator<Item = &'a Publication> + Clone,
+        waits: bool,
+    ) -> Result<std::result::Result<Written, NotWritten>> {
         writer.looks = writer.looks.wrapping_add(1);
         let is_there = if writer.looks % LOOK_CLOSELY_EVERY == 1 {
-            writer.is_current()
+            writer.store.is_current()
         } else {
             writer.store.is_there()
         };
         if !is_there {
-            return Ok(Err(Lost));
+            return Ok(Err(NotWritten::Lost));
         }
-        let now = Position::at(now_ms());
-        let written = writer.store.write(publications, self.known(), now, self.limits, &dead);
-        drop(locked);
+        let dead = std::mem::take(&mut writer.dead_bells);
+        let known = self.known();
+        let write = |store: &mut Store| {
+            let now = Position::at(now_ms());
+            store.write(publications.clone(), known, now, self.limits, &dead, waits)
+        };
+        let mut written = write(&mut writer.store);
+        if written.as_ref().is_err_and(store::is_full) && writer.store.make_room().is_ok() {
+            written = write(&mut writer.store);
+        }
         match written {
             Ok(written) => Ok(Ok(written)),
             Err(error) => {
                 writer.dead_bells = dead;
                 if store::is_broken(&error) {
-                    let _locked = writer.file_lock.lock()?;
                     writer.store.put_aside()?;
-                    return Ok(Err(Lost));
+                    return Ok(Err(NotWritten::Lost));
+                }
+                if store::is_busy(&error) && !waits {
+                    return Ok(Err(NotWritten::Busy));
                 }
                 Err(writer.store.explain(&error))
             }
@@ -278,8 +296,10 @@ impl LocalBus {
             return;
         }
         if reader.position != written.before {
-            // Others were first; a failure comes up again at the next ring.
-            let _ = self.pump(&mut reader);
+            // Others were first. What fails is tried again by the bell's own thread.
+            if self.pump(&mut reader).is_err() {
+                self.ring_own(&reader);
+            }
             return;
         }
         let arrivals = publications.into_iter().zip(&written.positions).map(|(publication, at)| {
@@ -298,7 +318,17 @@ impl LocalBus {
         loop {
             let position = reader.position;
             let store = self.open_reader(reader)?;
-            let read = store.after(position, READ_AHEAD).map_err(|error| store.explain(&error))?;
+            let read = match store.after(position, READ_AHEAD) {
+                Ok(read) => read,
+                Err(error) => {
+                    let explained = store.explain(&error);
+                    reader.is_broken |= store::is_broken(&error);
+                    return Err(explained);
+                }
+            };
+            if read.forgotten > position {
+                self.mark_forgotten(reader, read.forgotten)?;
+            }
             for (channel, floor) in read.gaps {
                 if self.hub.newest_of(&channel).is_some_and(|newest| newest < floor.into()) {
                     self.hub.mark_gap(&channel, floor.into());
@@ -316,32 +346,45 @@ impl LocalBus {
         }
     }
 
+    /// Channels that the store knows nothing of any more have lost what was before `forgotten`.
+    fn mark_forgotten(&self, reader: &mut Reader, forgotten: Position) -> Result<()> {
+        for (channel, _) in self.hub.heard() {
+            let store = self.open_reader(reader)?;
+            let is_known = store.knows(&channel).map_err(|error| store.explain(&error))?;
+            let is_behind = self.hub.newest_of(&channel).is_some_and(|id| id < forgotten.into());
+            if !is_known && is_behind {
+                self.hub.mark_gap(&channel, forgotten.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the bell's own thread look into the store, and mend what is wrong.
+    fn ring_own(&self, reader: &Reader) {
+        if let (Some(bell), Ok(ringer)) = (&reader.bell, Ringer::new(&self.path)) {
+            bell.ring_again();
+            ringer.ring(bell.name(), &Ring::look());
+        }
+    }
+
+    /// Opens what reads, if it is not open. The store must be there: only a writer makes one.
     fn open_reader<'a>(&self, reader: &'a mut Reader) -> Result<&'a mut Store> {
         if reader.store.is_none() {
-            let mut writer = lock(&self.writer);
-            let writer = self.open_writer(&mut writer)?;
-            let locked = writer.file_lock.lock()?;
-            reader.store = Some(self.open_store()?);
-            drop(locked);
+            self.wait_for_fork();
+            reader.store = Some(Store::join(&self.path)?);
         }
         reader.store.as_mut().ok_or_else(|| Error::Bus("the store was closed".to_owned()))
     }
 
-    /// Has publishers ring this process, if they do not yet. The writer must be open and is locked
-    /// by the caller.
-    fn attach(&self, reader: &mut Reader, writer: &mut Writer) -> Result<()> {
+    /// Has publishers ring this process, if they do not yet.
+    fn attach(&self, reader: &mut Reader, writer: &mut Writer, _locked: &Locked<'_>) -> Result<()> {
         if reader.bell.is_some() {
             return Ok(());
         }
         let bell = Arc::new(Bell::new(&self.path)?);
-        let position = {
-            let _locked = writer.file_lock.lock()?;
-            if reader.store.is_none() {
-                reader.store = Some(self.open_store()?);
-            }
-            let attached = writer.store.attach(bell.name());
-            attached.map_err(|error| writer.store.explain(&error))?
-        };
+        self.open_reader(reader)?;
+        let attached = writer.store.attach(bell.name());
+        let position = attached.map_err(|error| writer.store.explain(&error))?;
         reader.position = position.max(self.known());
         self.hub.observe(reader.position.into());
         let (bus, rung) = (Weak::clone(&self.myself), Arc::clone(&bell));
@@ -449,68 +492,64 @@ impl LocalBus {
         &self,
         claim: impl FnOnce() -> Vec<Publication>,
     ) -> Result<Vec<Position>> {
-        let mut claim = Some(claim);
-        let mut publications = Vec::new();
-        let mut has_recovered = false;
-        loop {
-            let own = lock(&self.reader).bell.clone();
+        let file_lock = self.file_lock()?;
+        let locked = file_lock.lock()?;
+        let publications = claim();
+        if publications.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = lock(&self.reader).bell.clone();
+        for _ in 0..3 {
             let mut guard = lock(&self.writer);
-            let writer = self.open_writer(&mut guard)?;
-            let file_lock = Arc::clone(&writer.file_lock);
-            let locked = file_lock.lock()?;
-            if let Some(claim) = claim.take() {
-                publications = claim();
-            }
-            if publications.is_empty() {
-                return Ok(Vec::new());
-            }
-            match self.write(writer, locked, &publications)? {
+            let writer = self.open_writer(&mut guard, &locked)?;
+            match self.write(writer, &locked, &publications, true)? {
                 Ok(mut written) => {
+                    drop(locked);
                     let own = own.as_ref().map(|bell| bell.name());
                     self.ring(writer, &mut written, &publications, own);
                     drop(guard);
                     self.deliver_written(&written, publications);
                     return Ok(written.positions);
                 }
-                Err(Lost) if !has_recovered => {
+                Err(_) => {
                     drop(guard);
-                    self.recover()?;
-                    has_recovered = true;
-                }
-                Err(Lost) => {
-                    return Err(Error::Bus(format!(
-                        "the store in {} was lost twice in a row: does something delete it?",
-                        self.path.display()
-                    )));
+                    self.recover(&locked)?;
                 }
             }
         }
+        Err(Error::Bus(format!(
+            "the store in {} was lost again and again: does something delete it?",
+            self.path.display()
+        )))
     }
 
-    /// The store is gone or damaged: begins another, in which nothing is older than what was known.
-    fn recover(&self) -> Result<()> {
+    /// Where the store is gone or damaged, begins another, in which nothing is older than what was
+    /// known.
+    fn recover(&self, locked: &Locked<'_>) -> Result<()> {
         let mut reader = lock(&self.reader);
         // What was stored before the loss can still be read through the open file.
         let _ = self.pump(&mut reader);
         let mut guard = lock(&self.writer);
-        if guard.as_ref().is_some_and(Writer::is_current)
-            && reader.store.as_ref().is_none_or(Store::is_current)
+        let is_current = |store: &Store| store.is_current();
+        if !reader.is_broken
+            && guard.as_ref().is_none_or(|writer| is_current(&writer.store))
+            && reader.store.as_ref().is_none_or(is_current)
         {
-            // Another thread was here first.
+            // Another thread was here first, or it is something else.
             return Ok(());
         }
         let stores = [guard.as_ref().map(|writer| &writer.store), reader.store.as_ref()];
-        let is_torn = stores.into_iter().flatten().any(Store::is_torn);
-        if let Some(writer) = guard.as_ref().filter(|_| is_torn) {
-            let _locked = writer.file_lock.lock()?;
-            writer.store.put_aside()?;
+        let is_torn = reader.is_broken || stores.iter().flatten().any(|store| store.is_torn());
+        if is_torn && let Some(store) = stores.into_iter().flatten().next() {
+            store.put_aside()?;
         }
         *guard = None;
         reader.store = None;
-        let writer = self.open_writer(&mut guard)?;
+        let writer = self.open_writer(&mut guard, locked)?;
         if reader.bell.is_some() {
-            self.hang_another_bell(&mut reader, writer)?;
+            self.hang_another_bell(&mut reader, writer, locked)?;
         }
+        reader.is_broken = false;
         drop(guard);
         self.recoveries.fetch_add(1, Relaxed);
         let pumped = self.pump(&mut reader);
@@ -525,9 +564,14 @@ impl LocalBus {
 
     /// Has publishers ring another bell in place of one that they cannot reach, and goes on where
     /// the reader is: what others have stored meanwhile did not ring.
-    fn hang_another_bell(&self, reader: &mut Reader, writer: &mut Writer) -> Result<()> {
+    fn hang_another_bell(
+        &self,
+        reader: &mut Reader,
+        writer: &mut Writer,
+        locked: &Locked<'_>,
+    ) -> Result<()> {
         let (bell, position) = (reader.bell.take(), reader.position);
-        let attached = self.attach(reader, writer);
+        let attached = self.attach(reader, writer, locked);
         reader.position = position;
         match attached {
             Ok(()) => bell.iter().for_each(|bell| bell.end()),
@@ -536,53 +580,55 @@ impl LocalBus {
         attached
     }
 
-    /// Something in the directory was deleted: makes sure that this process is still reached.
+    /// Something in the directory was deleted, or could not be read: makes sure that this process
+    /// is still reached, and has what it missed.
     fn mend(&self) -> Result<()> {
-        self.recover()?;
+        let file_lock = self.file_lock()?;
+        let locked = file_lock.lock()?;
+        self.recover(&locked)?;
         let mut reader = lock(&self.reader);
-        if reader.bell.as_ref().is_some_and(|bell| !bell.is_reachable()) {
+        if let Some(bell) = reader.bell.clone() {
             let mut guard = lock(&self.writer);
-            let writer = self.open_writer(&mut guard)?;
-            self.hang_another_bell(&mut reader, writer)?;
+            let writer = self.open_writer(&mut guard, &locked)?;
+            if bell.is_reachable() {
+                // Its entry may have been in a store that is gone.
+                let attached = writer.store.attach(bell.name());
+                attached.map_err(|error| writer.store.explain(&error))?;
+            } else {
+                self.hang_another_bell(&mut reader, writer, &locked)?;
+            }
         }
+        drop(locked);
         self.pump(&mut reader)
     }
 
-    /// Has nobody ring this process any more.
-    fn detach(&self, reader: &mut Reader, waits: bool) {
-        let Some(bell) = reader.bell.take() else { return };
-        reader.store = None;
-        bell.end();
-        let mut guard = if waits { Some(lock(&self.writer)) } else { self.try_begin() };
-        if let Some(writer) = guard.as_deref_mut().and_then(Option::as_mut) {
-            let file_lock = Arc::clone(&writer.file_lock);
-            let locked =
-                if waits { file_lock.lock().ok() } else { file_lock.try_lock().ok().flatten() };
-            if locked.is_some() {
-                // Left behind, its entry goes at the next ring.
-                let _ = writer.store.detach(bell.name());
-            }
+    /// Takes the entry of a bell away that was ended. Left behind, it goes at the next ring.
+    fn take_down(&self, bell: &Bell, locked: Option<Locked<'_>>) {
+        if locked.is_some()
+            && let Some(mut guard) = self.try_begin()
+            && let Some(writer) = guard.as_mut()
+        {
+            let _ = writer.store.detach(bell.name());
         }
     }
 
     fn prepare_now(&self, channels: &[ChannelKey], resume: Resume) -> Result<EventId> {
-        let mut reader = lock(&self.reader);
-        if reader.bell.is_none() {
+        let is_attached = lock(&self.reader).bell.is_some();
+        if !is_attached {
+            let file_lock = self.file_lock()?;
+            let locked = file_lock.lock()?;
+            self.recover(&locked)?;
+            let mut reader = lock(&self.reader);
             let mut guard = lock(&self.writer);
-            let writer = self.open_writer(&mut guard)?;
-            if writer.is_current() {
-                self.attach(&mut reader, writer)?;
-            } else {
-                drop(guard);
-                drop(reader);
-                self.recover()?;
-                reader = lock(&self.reader);
-                let mut guard = lock(&self.writer);
-                let writer = self.open_writer(&mut guard)?;
-                self.attach(&mut reader, writer)?;
-            }
+            let writer = self.open_writer(&mut guard, &locked)?;
+            self.attach(&mut reader, writer, &locked)?;
         }
-        self.pump(&mut reader)?;
+        let mut reader = lock(&self.reader);
+        if let Err(error) = self.pump(&mut reader) {
+            drop(reader);
+            self.mend().map_err(|_| error)?;
+            reader = lock(&self.reader);
+        }
         let lack = self.hub.lack(channels, resume);
         self.make_ready(&mut reader, &lack, resume)
     }
@@ -598,16 +644,19 @@ impl Bus for LocalBus {
             // Others wait already: one transaction for all.
             return Attempt::Waits(publication);
         }
-        let Some(mut guard) = self.try_begin() else { return Attempt::Waits(publication) };
-        let Some(writer) = guard.as_mut() else { return Attempt::Waits(publication) };
-        let file_lock = Arc::clone(&writer.file_lock);
+        let Some(file_lock) = lock(&self.file_lock).clone() else {
+            return Attempt::Waits(publication);
+        };
         let locked = match file_lock.try_lock() {
             Ok(Some(locked)) => locked,
             Ok(None) => return Attempt::Waits(publication),
             Err(error) => return Attempt::Done(Err(error)),
         };
-        match self.write(writer, locked, [&publication]) {
+        let Some(mut guard) = self.try_begin() else { return Attempt::Waits(publication) };
+        let Some(writer) = guard.as_mut() else { return Attempt::Waits(publication) };
+        match self.write(writer, &locked, [&publication], false) {
             Ok(Ok(mut written)) => {
+                drop(locked);
                 let publications = vec![publication];
                 let own = match self.reader.try_lock() {
                     Ok(reader) => reader.bell.clone(),
@@ -621,7 +670,7 @@ impl Bus for LocalBus {
                 self.deliver_written(&written, publications);
                 Attempt::Done(Ok(id.into()))
             }
-            Ok(Err(Lost)) => Attempt::Waits(publication),
+            Ok(Err(_)) => Attempt::Waits(publication),
             Err(error) => Attempt::Done(Err(error)),
         }
     }
@@ -635,8 +684,9 @@ impl Bus for LocalBus {
         if reader.bell.is_none() || reader.store.is_none() {
             return Attempt::Waits(());
         }
-        if let Err(error) = self.pump(&mut reader) {
-            return Attempt::Done(Err(error));
+        if self.pump(&mut reader).is_err() {
+            // Somebody else mends it, and knows whether that can be done.
+            return Attempt::Waits(());
         }
         let lack = self.hub.lack(channels, resume);
         Attempt::Done(self.make_ready(&mut reader, &lack, resume))
@@ -651,20 +701,14 @@ impl Bus for LocalBus {
             return;
         }
         // The thread of the bell looks, and lingers.
-        let bell = match self.reader.try_lock() {
-            Ok(reader) => reader.bell.clone(),
-            // It is being rung, and looks.
-            Err(_) => None,
-        };
-        if let Some(bell) = bell
-            && let Ok(ringer) = Ringer::new(&self.path)
-        {
+        let bell = lock(&self.reader).bell.clone();
+        if let (Some(bell), Ok(ringer)) = (bell, Ringer::new(&self.path)) {
             ringer.ring(bell.name(), &Ring::look());
         }
     }
 
     fn excuse(&self) -> String {
-        let file_lock = lock(&self.file_lock).upgrade();
+        let file_lock = lock(&self.file_lock).clone();
         file_lock.map_or_else(
             || format!("the store in {} is not open", self.path.display()),
             |file_lock| file_lock.holder(),
@@ -709,7 +753,15 @@ impl Bus for LocalBus {
     }
 
     fn close(&self) {
-        self.detach(&mut lock(&self.reader), false);
+        // Without waiting for anybody: the process is ending.
+        let Some(bell) = self.reader.try_lock().ok().and_then(|mut reader| reader.bell.take())
+        else {
+            return;
+        };
+        bell.end();
+        if let Some(file_lock) = lock(&self.file_lock).clone() {
+            self.take_down(&bell, file_lock.try_lock().ok().flatten());
+        }
     }
 }
 
@@ -727,11 +779,10 @@ impl Doorbell for Watched {
     fn answer(&self) {
         // The lock first: rings are answered in their order by whoever took them.
         let mut reader = lock(&self.bus.reader);
-        if reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, &self.bell)) {
+        let is_current = reader.bell.as_ref().is_some_and(|bell| Arc::ptr_eq(bell, &self.bell));
+        if is_current && self.bus.answer(&mut reader, self.bell.take()).is_err() {
             // What fails is tried again by the bell's own thread.
-            if self.bus.answer(&mut reader, self.bell.take()).is_err() {
-                self.bell.ring_again();
-            }
+            self.bus.ring_own(&reader);
         }
     }
 }
@@ -763,41 +814,49 @@ fn work(bus: &Weak<LocalBus>, jobs: &Receiver<Job>) {
                     publications.push((*publication, answering));
                 }
                 Job::Prepare(channels, resume, answering) => {
-                    bus.publish_all(std::mem::take(&mut publications));
+                    if !publications.is_empty() {
+                        bus.publish_all(std::mem::take(&mut publications));
+                    }
                     let mut wakes = WakeBatch::default();
                     answering.answer(bus.prepare_now(&channels, resume), &mut wakes);
                     wakes.flush();
                 }
             }
         }
-        bus.publish_all(publications);
+        if !publications.is_empty() {
+            bus.publish_all(publications);
+        }
         bus.waiting.fetch_sub(count, Relaxed);
     }
 }
 
 /// The bell's thread: sleeps until it is rung, ends when nobody listens any more.
 fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
-    let mut linger = Some(LINGER);
     let mut patience = SHORTEST_PATIENCE;
+    // Since when nobody listens.
+    let mut idle_since = Some(Instant::now());
     loop {
-        let rung = bell.wait(linger);
+        let left = idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
+        let rung = bell.wait(left);
         if rung == Rung::Bell && bell.is_watched() {
             // Who watches it as well is given the time to deliver, on the core that it wakes on.
             thread::sleep(HEAD_START);
         }
         let Some(bus) = bus.upgrade() else { return };
-        let mut done = match rung {
-            Rung::Deletion => bus.mend(),
-            // Who watches it as well could not read the store.
-            Rung::Bell if bell.take_ring_again() => bus.mend(),
-            Rung::Bell | Rung::Nothing => Ok(()),
-        };
+        let must_mend = rung == Rung::Deletion || bell.take_ring_again();
+        let mut done = if must_mend { bus.mend() } else { Ok(()) };
         let mut reader = lock(&bus.reader);
         if !reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, bell)) {
             return;
         }
-        if rung == Rung::Nothing && bus.hub.retire_all() {
-            bus.detach(&mut reader, true);
+        if idle_since.is_some_and(|since| since.elapsed() >= LINGER) && bus.hub.retire_all() {
+            reader.bell = None;
+            reader.store = None;
+            drop(reader);
+            bell.end();
+            if let Ok(file_lock) = bus.file_lock() {
+                bus.take_down(bell, file_lock.lock().ok());
+            }
             return;
         }
         if done.is_ok() {
@@ -806,7 +865,6 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
         drop(reader);
         if done.is_ok() {
             patience = SHORTEST_PATIENCE;
-            linger = bus.hub.is_idle().then_some(LINGER);
         } else {
             // The store is being deleted, or its file system is full: nobody need ring when that
             // is over.
@@ -814,5 +872,6 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
             bell.ring_again();
             patience = LONGEST_PATIENCE.min(patience * 2);
         }
+        idle_since = bus.hub.is_idle().then(|| idle_since.unwrap_or_else(Instant::now));
     }
 }

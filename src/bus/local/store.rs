@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::ffi::ErrorCode;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
 
 use crate::bus::Publication;
 use crate::error::{Error, Result};
@@ -29,6 +31,9 @@ const APPLICATION: i32 = 0x7373_6531;
 
 /// Events that a channel keeps at the least, so that a process that was slow finds them.
 const FEWEST: i64 = 1000;
+
+/// The longest wait for another program that writes to the store, a shell perhaps.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// Milliseconds for which an event is kept in any case, unless the channel is too large.
 const YOUNG: u64 = 10_000;
@@ -115,6 +120,8 @@ pub struct Read {
     pub position: Position,
     /// Whether there may be more.
     pub is_full: bool,
+    /// Channels without a row have lost what was before this.
+    pub forgotten: Position,
     /// Channels of which events were let go of before they were read here, and up to where.
     pub gaps: Vec<(Arc<str>, Position)>,
 }
@@ -139,7 +146,7 @@ impl Store {
     /// # Errors
     /// `Bus` when it cannot be opened or made.
     pub fn open(directory: &Path, now: Position, limit: u64) -> Result<Store> {
-        let path = directory.join(format!("events-{VERSION}.sqlite3"));
+        let path = store_path(directory);
         if identity_of(&path, "").is_none() {
             // A log without its database is no log of the next one.
             remove_log(&path);
@@ -157,9 +164,39 @@ impl Store {
         }
     }
 
+    /// Opens the store that is there, to read it. Needs no lock.
+    ///
+    /// # Errors
+    /// `Bus` when there is none of this version.
+    pub fn join(directory: &Path) -> Result<Store> {
+        let path = store_path(directory);
+        let open = || -> rusqlite::Result<Store> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(&path, flags)?;
+            connection.busy_timeout(Duration::from_millis(100))?;
+            connection.set_prepared_statement_cache_capacity(64);
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -2048;")?;
+            connection.query_row("SELECT born FROM store", [], |_| Ok(()))?;
+            let identity = FILES.map(|suffix| identity_of(&path, suffix));
+            Ok(Store { connection, path: path.clone(), identity, limit: 0, writes: 0 })
+        };
+        let mut opened = open();
+        for _ in 0..5 {
+            // Two that open it at once can be in each other's way.
+            if !opened.as_ref().is_err_and(is_busy) {
+                break;
+            }
+            opened = open();
+        }
+        let store = opened.map_err(|error| explain(&error, &path))?;
+        store.check_version()?;
+        Ok(store)
+    }
+
     fn open_file(path: &Path, now: Position, limit: u64) -> rusqlite::Result<Store> {
         let connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY)?;
         connection.set_prepared_statement_cache_capacity(64);
         // The last connection of all would checkpoint, and a fork closes them often.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -260,10 +297,21 @@ impl Store {
         now: Position,
         limits: Limits,
         dead_bells: &[String],
+        waits: bool,
     ) -> rusqlite::Result<Written> {
         let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
-        let transaction =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        self.writes = self.writes.wrapping_add(1);
+        let looks_at_all = self.writes % CHECK_EVERY == 1;
+        let transaction = self.begin(waits)?;
+        if looks_at_all {
+            // The bounds of the whole need no look at every event: each page that a transaction
+            // changes is written, which is most of what a publish costs.
+            forget_before(&transaction, Position(now.0 - Position::at(limits.age).0))?;
+            let total = total(&transaction)?;
+            if total > limit {
+                forget_oldest(&transaction, total - limit / 8 * 7)?;
+            }
+        }
         let before = newest(&transaction)?.max(known);
         let mut last = before;
         let mut positions = Vec::new();
@@ -297,20 +345,10 @@ impl Store {
                     text_of(body.frame()),
                     message.map(text_of),
                 ])?;
-                trim(&transaction, key, history.max(FEWEST), events, kept, now, limits)?;
+                let first = positions.first().copied().unwrap_or(last);
+                let kept = Kept { history: history.max(FEWEST), events, bytes: kept };
+                trim(&transaction, key, &kept, first, now, limits)?;
                 positions.push(last);
-            }
-            // The bounds of the whole need no look at every event: each page that a transaction
-            // changes is written, which is most of what a publish costs.
-            self.writes = self.writes.wrapping_add(1);
-            if self.writes % CHECK_EVERY == 1 {
-                forget_before(&transaction, Position(now.0 - Position::at(limits.age).0))?;
-                let total: i64 = transaction
-                    .prepare_cached("SELECT coalesce(sum(bytes), 0) FROM channel")?
-                    .query_row([], |row| row.get(0))?;
-                if total > limit {
-                    forget_oldest(&transaction, total - limit / 8 * 7)?;
-                }
             }
             if !dead_bells.is_empty() {
                 let mut gone =
@@ -328,14 +366,31 @@ impl Store {
         Ok(Written { before, positions, bells })
     }
 
+    /// Begins a transaction that writes. Who has the file lock waits for other programs only, and
+    /// only if it `waits`.
+    fn begin(&mut self, waits: bool) -> rusqlite::Result<Transaction<'_>> {
+        self.connection.busy_timeout(if waits { BUSY } else { Duration::ZERO })?;
+        self.connection.transaction_with_behavior(TransactionBehavior::Immediate)
+    }
+
+    /// Forgets an eighth of all events, the oldest, because nothing more fits. Needs the file lock.
+    ///
+    /// # Errors
+    /// When not even that can be done.
+    pub fn make_room(&mut self) -> rusqlite::Result<()> {
+        let transaction = self.begin(true)?;
+        let total = total(&transaction)?;
+        forget_oldest(&transaction, total / 8 + 1)?;
+        transaction.commit()
+    }
+
     /// Adds a bell to those that publishers ring; every later event rings it. Gives the newest
     /// event. Needs the file lock.
     ///
     /// # Errors
     /// When nothing was stored.
     pub fn attach(&mut self, bell: &str) -> rusqlite::Result<Position> {
-        let transaction =
-            self.connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let transaction = self.begin(true)?;
         transaction.execute("INSERT OR IGNORE INTO listener VALUES (?1)", [bell])?;
         let position = newest(&transaction)?;
         transaction.commit()?;
@@ -347,6 +402,7 @@ impl Store {
     /// # Errors
     /// When it is still there.
     pub fn detach(&mut self, bell: &str) -> rusqlite::Result<()> {
+        self.connection.busy_timeout(BUSY)?;
         self.connection.execute("DELETE FROM listener WHERE bell = ?1", [bell]).map(drop)
     }
 
@@ -386,6 +442,17 @@ impl Store {
         }
         snapshot.commit()?;
         Ok(read)
+    }
+
+    /// Whether the store has a row for a channel.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn knows(&self, name: &str) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached("SELECT count(*) FROM channel WHERE name = ?1")?
+            .query_row([name], |row| row.get::<_, i64>(0))
+            .map(|count| count > 0)
     }
 
     /// The newest `count` events of a channel up to `position`, and what they come after.
@@ -439,18 +506,27 @@ fn newest(connection: &Connection) -> rusqlite::Result<Position> {
     newest.query_row([], |row| row.get(0)).map(Position)
 }
 
-/// Forgets the oldest events of a channel that has too many, unless they are so young that a slow
-/// process may not have read them. Not at every event, and not many at once: a channel keeps up to
-/// an eighth more than it must.
-fn trim(
-    connection: &Connection,
-    key: i64,
+/// What a channel has, and how much of it should be.
+struct Kept {
     history: i64,
     events: i64,
     bytes: i64,
+}
+
+/// Forgets the oldest events of a channel that has too many, unless they are so young that a slow
+/// process may not have read them. Not at every event, and not many at once: a channel keeps up to
+/// an eighth more than it must.
+///
+/// What is at `first` or after it belongs to this transaction: nobody has read it yet.
+fn trim(
+    connection: &Connection,
+    key: i64,
+    kept: &Kept,
+    first: Position,
     now: Position,
     limits: Limits,
 ) -> rusqlite::Result<()> {
+    let Kept { history, events, bytes } = *kept;
     let is_too_large = bytes > i64::try_from(limits.bytes).unwrap_or(i64::MAX);
     if events <= history.saturating_add(history / 8) && !is_too_large {
         return Ok(());
@@ -459,7 +535,7 @@ fn trim(
     let mut before = Position(now.0 - Position::at(YOUNG).0);
     if is_too_large {
         surplus = surplus.max((events / 8).clamp(1, MOST_TRIMMED));
-        before = now;
+        before = first;
     } else {
         let oldest: i64 = connection
             .prepare_cached("SELECT min(id) FROM event WHERE channel = ?1")?
@@ -501,6 +577,13 @@ fn lower(
         .execute([key, count, bytes, floor])?;
     connection.prepare_cached("UPDATE store SET trimmed = max(trimmed, ?1)")?.execute([floor])?;
     Ok(())
+}
+
+/// Bytes of all events.
+fn total(connection: &Connection) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached("SELECT coalesce(sum(bytes), 0) FROM channel")?
+        .query_row([], |row| row.get(0))
 }
 
 /// Forgets what is older than `oldest`.
@@ -583,6 +666,10 @@ fn identity_of(path: &Path, suffix: &str) -> Option<Identity> {
     found.ok().map(|found| (found.dev(), found.ino()))
 }
 
+fn store_path(directory: &Path) -> PathBuf {
+    directory.join(format!("events-{VERSION}.sqlite3"))
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -607,6 +694,16 @@ fn remove_log(path: &Path) {
         // It is gone already, or belongs to nothing any more.
         let _ = std::fs::remove_file(with_suffix(path, suffix));
     }
+}
+
+/// Whether nothing more fits.
+pub fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
+/// Whether another program is at it.
+pub fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// Whether the file is no database, or not a whole one.
