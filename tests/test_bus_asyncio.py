@@ -155,3 +155,19 @@ print("over")
         SSE_CHANNEL_BUS=f"local://{directory}",
     )
     assert out == "over\n"
+
+
+def test_a_stream_that_is_closed_while_it_opens_ends(run):
+    out = run("""
+    channel.publish("before")
+    with held():
+        stream = channel.stream(heartbeat=None)
+        first = asyncio.ensure_future(stream.__anext__())
+        await asyncio.sleep(0.1)
+        stream.close()
+    try:
+        await first
+    except StopAsyncIteration:
+        print("ended", len(channel.listeners))
+""")
+    assert out == "ended 0\n"

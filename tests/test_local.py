@@ -799,3 +799,112 @@ def test_errors_reach_threads_that_wait_together(process, directory):
         kinds = publisher("[type(f.exception(60)).__name__ for f in futures]")
     assert eval(kinds) == ["BusError"] * 8
     assert publisher("c.publish('z')").startswith("'")
+
+
+# --- Found by review -----------------------------------------------------------------------
+
+
+def test_neither_forks_nor_exits_nor_timeouts_wait_for_another_process(process, directory):
+    """Another process has the store's lock and does not give it back."""
+    one = process(LISTEN)
+    one("import warnings; warnings.simplefilter('ignore')")
+    one("c.publish('x')")
+    one("configure(publish_timeout=0.2)")
+    with (directory / "lock").open("r+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        assert one("c.publish('never')").startswith("BusError: ")
+        fork = "pid = os.fork(); pid or os._exit(0); print(os.waitpid(pid, 0)[1], flush=True)"
+        one.send(fork)
+        assert (one.answer(), one.answer()) == ("0", "None")
+        assert one("q.get(timeout=60)") == "'x'"
+        assert one("q.get(timeout=0.2)") == "Empty: "
+        assert one("c.publish('never')").startswith("BusError: ")
+        assert one.end() == 0
+
+
+def test_an_event_beyond_all_bounds_reaches_everybody_all_the_same(process):
+    reader = process(LISTEN)
+    publisher = process("configure(history_bytes=1000)")
+    publisher("c = SSEChannel('news')")
+    publisher("c.publish('x' * 5000)")
+    publisher("[c.publish(n) for n in range(20)][-1]")
+    assert len(eval(reader("q.get(timeout=60)"))) == 5000
+    assert taken(reader, 20) == list(range(20))
+
+
+def test_a_store_at_its_largest_goes_on(process):
+    """Events whose rows take far more than their bytes, on a small file system."""
+    code = """
+from sse_channel import SSEChannel
+channels = [SSEChannel(f"c{n}") for n in range(12)]
+for number in range(12_000):
+    channels[number % 12].publish("x" * 2100)
+print("done")
+"""
+    done = in_own_mounts("mount -t tmpfs -o size=64m tmpfs /dev/shm", code)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_another_program_that_writes_to_the_store_holds_up_no_loop(process, directory):
+    publisher = process()
+    publisher("c.publish('x')")
+    publisher("import gevent, time")
+    with contextlib.closing(sqlite3.connect(directory / "events-1.sqlite3")) as store:
+        store.execute("BEGIN IMMEDIATE")
+        publisher.send(
+            "g = gevent.spawn(c.publish, 'late'); gevent.sleep(0.2); "
+            "print('the hub runs', g.ready(), flush=True)"
+        )
+        assert publisher.answer() == "the hub runs False"
+        assert publisher.answer() == "None"
+        store.rollback()
+    assert publisher("g.get(timeout=60)").startswith("'")
+
+
+def test_clients_that_left_are_forgotten_though_others_publish(process, directory, until):
+    reader, publisher = process(LISTEN), process()
+    publisher("c.publish('x')")
+    reader("c.unlisten(q)")
+
+    def is_forgotten() -> bool:
+        publisher("c.publish('y')")
+        return not list(directory.glob("bell-*"))
+
+    until(is_forgotten, PATIENCE)
+
+
+def test_a_process_that_lost_its_entry_is_rung_again(process, directory, until):
+    reader, publisher = process(LISTEN), process()
+    publisher("c.publish('x')")
+    assert reader("q.get(timeout=60)") == "'x'"
+    with contextlib.closing(sqlite3.connect(directory / "events-1.sqlite3")) as store, store:
+        store.execute("DELETE FROM listener")
+    # Any deletion in the directory makes it look.
+    (directory / "anything").write_text("")
+    (directory / "anything").unlink()
+
+    def is_rung() -> bool:
+        publisher("c.publish('y')")
+        return reader("q.qsize()") != "0"
+
+    until(is_rung, PATIENCE)
+
+
+def test_a_damaged_store_is_replaced_for_its_readers_too(process, directory, until):
+    reader, publisher = process(LISTEN), process()
+    publisher("[c.publish('x' * 900) for n in range(200)][0]")
+    assert len(taken(reader, 200)) == 200
+    path = directory / "events-1.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as store:
+        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(1024)
+        file.write(b"\xff" * (path.stat().st_size - 1024))
+
+    def is_well() -> bool:
+        late = process("c = SSEChannel('news')")
+        late("q2 = c.listen(last_event_id='1-0')")
+        publisher("c.publish('after')")
+        return "'after'" in reader("[q.get() for _ in range(q.qsize())]")
+
+    until(is_well, PATIENCE)

@@ -114,9 +114,7 @@ def open_stream(
         opened = weak()
         if opened is None or opened.closed:
             return
-        gap = _sse_channel.register(
-            opened, list(channels), last_event_id, options().retry, timeout
-        )
+        gap = _sse_channel.register(opened, list(channels), last_event_id, options().retry, timeout)
         resumed = bool(last_event_id) and gap is None
         if first is not None and not resumed:
             opened._set_initial(first)
