@@ -140,6 +140,8 @@ struct Channel {
     clients: Slab<Arc<Client>>,
     streams: usize,
     counters: Arc<Counters>,
+    /// Since when it has no client.
+    idle_since: Instant,
 }
 
 /// What must be let go of after the lock: waiters to wake, objects whose end may run code.
@@ -205,6 +207,7 @@ impl Hub {
             clients: Slab::new(),
             streams: 0,
             counters: Arc::default(),
+            idle_since: Instant::now(),
         });
         state.names.insert(name, key);
         key
@@ -287,6 +290,7 @@ impl Hub {
         let channel = &mut state.channels[key];
         if !channel.heard {
             channel.heard = true;
+            channel.idle_since = Instant::now();
             channel.read = false;
             channel.newest = position;
             channel.history.restart(position, &mut discarded);
@@ -332,7 +336,8 @@ impl Hub {
         channel.read = true;
     }
 
-    /// Events of a channel were lost before `position`: its streams are told.
+    /// Events of a channel were lost before `position`: its streams are told, its queues can be
+    /// asked.
     pub fn mark_gap(&self, name: &str, position: EventId) {
         let mut after = Aftermath::default();
         {
@@ -346,6 +351,9 @@ impl Hub {
             channel.newest = channel.newest.max(position);
             channel.read = true;
             channel.history.restart(channel.newest, &mut after.discarded);
+            for (_, client) in &channel.clients {
+                client.note_gap();
+            }
             let event = Arc::new(Event::notice(frame::reset(Gap::TooOld.reason())));
             state.offer(key, &event, &mut after);
         }
@@ -378,6 +386,19 @@ impl Hub {
         }
         drop(state);
         retires
+    }
+
+    /// `retire` for every channel that had no client for so long.
+    pub fn retire_unused(&self, patience: Duration) {
+        let mut discarded = Vec::new();
+        let mut state = lock(&self.state);
+        for channel in state.channels.iter_mut().filter(|channel| channel.heard) {
+            if channel.clients.is_empty() && channel.idle_since.elapsed() >= patience {
+                channel.heard = false;
+                channel.history.restart(channel.newest, &mut discarded);
+            }
+        }
+        drop(state);
     }
 
     /// `retire` for all channels at once, unless any has a client.
@@ -574,6 +595,7 @@ impl State {
             after.clients.extend(channel.clients.try_remove(*place));
             channel.streams -= usize::from(client.kind() == Kind::Stream);
             channel.counters.count_disconnect(reason);
+            channel.idle_since = Instant::now();
         }
         after.owners.extend(owner);
         !memberships.is_empty()
@@ -744,6 +766,40 @@ mod tests {
         let (_client, registered) = join(&hub, &[key], 9, Resume::After(before))?;
         assert_eq!(registered.gap, Some(Gap::TooOld));
         assert!(matches!(hub.publish(key, object()), Err(Error::NotEncodable)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_gap_that_the_bus_finds_is_told_to_streams_and_noted_for_queues() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 9);
+        let (stream, _) = join(&hub, &[key], 9, Resume::Fresh)?;
+        let queue = Arc::new(Client::new(Kind::Queue, 9, Overflow::Disconnect));
+        hub.register(&queue, &[key], Resume::Fresh, Box::new(()))?;
+        let position = EventId { ms: hub.newest().ms + 10, n: 0 };
+        hub.mark_gap("a", position);
+        let frames = drain(&stream, |_| false);
+        assert!(frames.iter().any(|event| event.frame.starts_with(b"event: stream-reset")));
+        assert!(queue.is_empty() && queue.has_gap() && stream.has_gap());
+        let (_, resumed) = join(&hub, &[key], 9, Resume::After(position))?;
+        assert_eq!(resumed.gap, None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_channel_that_nobody_uses_is_forgotten() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let (used, unused) = (hub.channel("used", 9), hub.channel("unused", 9));
+        let _client = join(&hub, &[used], 9, Resume::Fresh)?;
+        for key in [used, unused] {
+            hub.publish(key, draft("1"))?;
+        }
+        hub.retire_unused(Duration::from_secs(60));
+        assert_eq!(hub.figures(unused).history_events, 1);
+        hub.retire_unused(Duration::ZERO);
+        assert_eq!(hub.figures(unused).history_events, 0);
+        assert_eq!(hub.figures(used).history_events, 1);
+        assert!(join(&hub, &[unused], 9, Resume::Fresh).is_err());
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
+    AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -85,6 +85,8 @@ pub struct Client {
     /// Events in the channel; raised before a send, lowered after a receive.
     depth: AtomicUsize,
     dropped: AtomicU64,
+    /// Whether the bus lost events that it should have had.
+    gap: AtomicBool,
     /// What waits behind the front. Unbounded, because a bounded one allocates its capacity at
     /// once; `depth` bounds it.
     receiver: Receiver<Arc<Event>>,
@@ -123,6 +125,7 @@ impl Client {
             limit: AtomicUsize::new(capacity),
             depth: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
+            gap: AtomicBool::new(false),
             receiver,
             state: Mutex::new(State { sender: Some(sender), ..State::default() }),
             hub: OnceLock::new(),
@@ -157,6 +160,16 @@ impl Client {
     /// Events that this client lost to overflow.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
+    }
+
+    /// Notes that the bus lost events that it should have had.
+    pub fn note_gap(&self) {
+        self.gap.store(true, Relaxed);
+    }
+
+    /// Whether that was noted.
+    pub fn has_gap(&self) -> bool {
+        self.gap.load(Relaxed)
     }
 
     /// Whether it takes no more events.

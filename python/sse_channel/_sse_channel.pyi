@@ -73,8 +73,8 @@ class Client:
     def reset(self) -> str | None:
         """Why it was not given exactly what came after its last event id; None if it was.
 
-        ``"too-old"``: history does not reach back so far. ``"future"``: the id is newer than the
-        newest event. ``"unknown"``: it is no id of ours.
+        ``"too-old"``: history does not reach back so far, or the bus lost events while it listened.
+        ``"future"``: the id is newer than the newest event. ``"unknown"``: it is no id of ours.
         """
 
     def _park(self, parking: Parking, future: object, timeout: float | None) -> int | None:

@@ -7,6 +7,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyWeakrefReference;
 
+use crate::history::Gap;
 use crate::metrics::Reason;
 use crate::process::{self, Process};
 use crate::python::parking::Parking;
@@ -156,11 +157,12 @@ impl Client {
 
     /// Why it was not given exactly what came after its last event id; None if it was.
     ///
-    /// ``"too-old"``: history does not reach back so far. ``"future"``: the id is newer than the
-    /// newest event. ``"unknown"``: it is no id of ours.
+    /// ``"too-old"``: history does not reach back so far, or the bus lost events while it listened.
+    /// ``"future"``: the id is newer than the newest event. ``"unknown"``: it is no id of ours.
     #[getter]
     fn reset(&self) -> Option<&'static str> {
-        self.reset.get().copied()
+        let lost = || self.core.has_gap().then_some(Gap::TooOld.reason());
+        self.reset.get().copied().or_else(lost)
     }
 
     /// Whether it gets nothing more; what is left can still be read.

@@ -54,6 +54,9 @@ const LOOK_CLOSELY_EVERY: u32 = 16;
 /// How long a process without clients stays ready for the next.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a channel without clients stays in memory while others have some.
+const UNUSED: Duration = Duration::from_secs(60);
+
 /// How long a thread that watches the bell beside its own thread may take to deliver.
 const HEAD_START: Duration = Duration::from_millis(1);
 
@@ -833,6 +836,7 @@ fn work(bus: &Weak<LocalBus>, jobs: &Receiver<Job>) {
 /// The bell's thread: sleeps until it is rung, ends when nobody listens any more.
 fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
     let mut patience = SHORTEST_PATIENCE;
+    let mut swept = Instant::now();
     // Since when nobody listens.
     let mut idle_since = Some(Instant::now());
     loop {
@@ -871,6 +875,10 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
             thread::sleep(patience);
             bell.ring_again();
             patience = LONGEST_PATIENCE.min(patience * 2);
+        }
+        if swept.elapsed() >= UNUSED {
+            bus.hub.retire_unused(UNUSED);
+            swept = Instant::now();
         }
         idle_since = bus.hub.is_idle().then(|| idle_since.unwrap_or_else(Instant::now));
     }
