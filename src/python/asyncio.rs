@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3_async_runtimes::TaskLocals;
 use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};
@@ -107,9 +108,27 @@ where
 {
     // Asked for here, where its failure can be raised.
     Process::current().runtime()?;
-    generic::future_into_py::<OwnRuntime, _, T>(py, async move {
+    let withdrawal = Withdrawal(Arc::clone(&ticket));
+    let awaitable = generic::future_into_py::<OwnRuntime, _, T>(py, async move {
         Ok(answer_of(&*bus, ticket, timeout).await.map(convert)?)
-    })
+    })?;
+    awaitable.call_method1(intern!(py, "add_done_callback"), (withdrawal,))?;
+    Ok(awaitable)
+}
+
+/// Called when an awaitable is done: one that was cancelled is withdrawn before its task goes on,
+/// and not only when the runtime gets to it.
+#[pyclass(frozen, module = "sse_channel._sse_channel")]
+struct Withdrawal(Arc<Ticket>);
+
+#[pymethods]
+impl Withdrawal {
+    fn __call__(&self, future: &Bound<'_, PyAny>) -> PyResult<()> {
+        if future.call_method0(intern!(future.py(), "cancelled"))?.is_truthy()? {
+            self.0.withdraw();
+        }
+        Ok(())
+    }
 }
 
 async fn answer_of(bus: &dyn Bus, ticket: Arc<Ticket>, timeout: Duration) -> Result<EventId> {
