@@ -2,6 +2,7 @@
 //! use.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 
@@ -10,6 +11,9 @@ use crate::sync::lock;
 
 /// Threads for what only blocks, such as looking up a host's name.
 const BLOCKING_THREADS: usize = 2;
+
+/// The longest wait for what is still under way at the end.
+const LONGEST_END: Duration = Duration::from_secs(5);
 
 /// A share in the runtime of one process. A forked child makes its own.
 #[derive(Clone, Debug, Default)]
@@ -52,11 +56,13 @@ impl Runtime {
         Ok(handle)
     }
 
-    /// Ends it without waiting for what it does.
+    /// Ends it. What hands a result to the interpreter at this moment is waited for: a thread that
+    /// is at that while the interpreter ends would take the process down. The caller must not hold
+    /// the interpreter.
     pub fn shut_down(&self) {
         let state = std::mem::replace(&mut *lock(&self.0.state), State::Over);
         if let State::Running(runtime) = state {
-            runtime.shutdown_background();
+            runtime.shutdown_timeout(LONGEST_END);
         }
     }
 }

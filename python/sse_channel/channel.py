@@ -176,7 +176,10 @@ class SSEChannel:
             limit=options().max_event_bytes,
             timeout=options().publish_timeout,
         )
-        return published if isinstance(published, str) else await published
+        if isinstance(published, str):
+            return published
+        close_at_exit()
+        return await published
 
     def listen(self, *, last_event_id: str | None = None) -> ClientQueue:
         """Listen from now on: a queue of what is published, until `unlisten` or its `close`.
@@ -208,6 +211,7 @@ class SSEChannel:
         check_text(last_event_id, "last_event_id")
         pending = _sse_channel.prepare([self._core], last_event_id, options().publish_timeout)
         if pending is not None:
+            close_at_exit()
             await pending
         return self.listen(last_event_id=last_event_id)
 

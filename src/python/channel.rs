@@ -331,8 +331,10 @@ pub fn figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Ends every client of this process, at the interpreter's exit.
 #[pyfunction]
-pub fn close_all() {
-    Process::current().close(Reason::Exit);
+pub fn close_all(py: Python<'_>) {
+    let process = Process::current();
+    // Threads that hand a result over need the interpreter to come to their end.
+    py.detach(|| process.close(Reason::Exit));
 }
 
 fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py, PyDict>> {
