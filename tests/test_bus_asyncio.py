@@ -171,3 +171,18 @@ def test_a_stream_that_is_closed_while_it_opens_ends(run):
         print("ended", len(channel.listeners))
 """)
     assert out == "ended 0\n"
+
+
+def test_the_interpreter_may_end_while_results_are_handed_over(run):
+    """The threads that do it need the interpreter, which does not take them down with it."""
+    for _ in range(10):
+        out = run("""
+    await channel.apublish("first")
+    configure(publish_timeout=0.05)
+    with held():
+        results = await asyncio.gather(
+            *[channel.apublish(n) for n in range(20)], return_exceptions=True
+        )
+    print({type(result) for result in results} == {BusError})
+""")
+        assert out == "True\n"
