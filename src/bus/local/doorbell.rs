@@ -30,8 +30,9 @@ use crate::inherited::Inherited;
 /// Tells the bells of one process apart: a new one must never have the name of one that is gone.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// The largest ring in bytes; a larger event is read from the store.
-const LARGEST_RING: usize = 16 << 10;
+/// The largest ring in bytes; a larger event is read from the store. Small, since memory that was not
+/// touched for a while is slow, and a reader provides all of it.
+const LARGEST_RING: usize = 4 << 10;
 
 /// What comes before the texts of a ring: its version, flags, two lengths and two places.
 const HEAD: usize = 22;
