@@ -218,15 +218,22 @@ def main() -> int:
     return 0
 
 
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def report(rounds: int) -> None:
     delays: dict[tuple[str, int], list[list[float]]] = {}
     publishes: dict[str, list[tuple[float, list[float]]]] = {}
-    for number in range(rounds):
-        for bus in BUSES:
-            print(f"round {number + 1} of {rounds}: {bus}", file=sys.stderr, flush=True)
-            for rate, seconds in RATES.items():
-                delays.setdefault((bus, rate), []).append(latency(bus, rate, seconds))
-            publishes.setdefault(bus, []).append(contention(bus))
+    steps = [(number, bus) for number in range(rounds) for bus in BUSES]
+    # From calm to busy: what a burst leaves to be forgotten is not what a calm channel meets.
+    for rate, seconds in RATES.items():
+        for number, bus in steps:
+            progress(f"{rate} a second, round {number + 1} of {rounds}: {bus}")
+            delays.setdefault((bus, rate), []).append(latency(bus, rate, seconds))
+    for number, bus in steps:
+        progress(f"contention, round {number + 1} of {rounds}: {bus}")
+        publishes.setdefault(bus, []).append(contention(bus))
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()},")
     print(f"sse_channel {version('sse-channel')}, redis-py {version('redis')}, {commit()}")
     print(f"Medians of {rounds} rounds in one run; messages of {len(PAYLOAD)} bytes, in ms.\n")

@@ -70,20 +70,24 @@ impl Bell {
 #[derive(Debug)]
 pub struct Wakeups {
     bell: Bell,
-    /// Tokens to be resumed. Held for a push or a take, never while anything runs.
-    ready: Mutex<Vec<Token>>,
+    /// Held for a push or a take, never while anything runs.
+    ready: Mutex<Ready>,
     /// Set when nobody will ever hear the bell again.
     closed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    /// To be resumed.
+    tokens: Vec<Token>,
+    /// Somebody is about to look, and need not be rung.
+    is_attended: bool,
 }
 
 impl Wakeups {
     /// Takes one descriptor (two where a pipe serves).
     pub fn new() -> Result<Wakeups> {
-        Ok(Wakeups {
-            bell: Bell::new()?,
-            ready: Mutex::new(Vec::new()),
-            closed: AtomicBool::new(false),
-        })
+        Ok(Wakeups { bell: Bell::new()?, ready: Mutex::default(), closed: AtomicBool::new(false) })
     }
 
     /// The descriptor to watch for reading.
@@ -105,8 +109,8 @@ impl Wakeups {
     fn wake(&self, tokens: &[Token]) {
         let first = {
             let mut ready = lock(&self.ready);
-            let first = ready.is_empty();
-            ready.extend_from_slice(tokens);
+            let first = ready.tokens.is_empty() && !ready.is_attended;
+            ready.tokens.extend_from_slice(tokens);
             first
         };
         if first {
@@ -118,7 +122,22 @@ impl Wakeups {
     pub fn take(&self) -> Vec<Token> {
         // Silence first: a ring after it finds its token taken, or stays for the next turn.
         self.bell.silence();
-        std::mem::take(&mut *lock(&self.ready))
+        self.take_silently()
+    }
+
+    /// `take` where the bell did not ring.
+    pub fn take_silently(&self) -> Vec<Token> {
+        std::mem::take(&mut lock(&self.ready).tokens)
+    }
+
+    /// Runs `work` on the thread that waits for the bell: what becomes ready meanwhile does not ring.
+    /// Gives whether something is ready.
+    pub fn attend(&self, work: impl FnOnce()) -> bool {
+        lock(&self.ready).is_attended = true;
+        work();
+        let mut ready = lock(&self.ready);
+        ready.is_attended = false;
+        !ready.tokens.is_empty()
     }
 
     /// Rings without a token: what was taken is not all resumed yet.
@@ -219,6 +238,18 @@ mod tests {
         assert_eq!(one.take(), [] as [Token; 0]);
         one.ring();
         assert!(rung(&one));
+        Ok(())
+    }
+
+    #[test]
+    fn who_attends_need_not_be_rung() -> Result<()> {
+        let wakeups = Arc::new(Wakeups::new()?);
+        assert!(!wakeups.attend(|| ()));
+        assert!(wakeups.attend(|| batch(&wakeups, &[1]).flush()));
+        assert!(!rung(&wakeups));
+        assert_eq!(wakeups.take_silently(), [1]);
+        batch(&wakeups, &[2]).flush();
+        assert!(rung(&wakeups));
         Ok(())
     }
 }

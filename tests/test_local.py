@@ -104,6 +104,27 @@ def test_a_published_event_is_there_for_its_own_process_at_once(process):
         other.answer()
 
 
+def test_who_stops_waiting_leaves_the_doorbell_to_its_own_thread(process):
+    # The main thread hears the doorbell while it waits in `get`; then it does something else, and
+    # what another thread waits for comes all the same.
+    reader = process(
+        "c = SSEChannel('news'); q = c.listen(); other = c.listen(); found = [];"
+        "thread = threading.Thread("
+        "target=lambda: [found.append(other.get(timeout=60)) for _ in range(300)], daemon=True);"
+        "thread.start()"
+    )
+    publisher = process()
+    for number in range(100):
+        reader.send("q.get(timeout=60)")
+        publisher(f"c.publish({3 * number})")
+        assert reader.answer() == str(3 * number)
+        publisher(f"[c.publish({3 * number} + more) for more in (1, 2)]")
+        wait = f"[time.sleep(0.001) for _ in range(60_000) if len(found) < {3 * number + 3}]"
+        assert len(eval(reader(wait))) < 60_000
+        assert reader("[q.get_nowait() for _ in range(2)]") == str([3 * number + 1, 3 * number + 2])
+    assert reader("found == list(range(300))") == "True"
+
+
 def test_events_before_the_listening_are_not_given(process):
     publisher, reader = process(), process()
     for number in range(20):

@@ -169,8 +169,8 @@ fn own_wakeups() -> PyResult<Arc<Wakeups>> {
     }
     OWN.with_borrow_mut(|own| match own {
         Some((born, wakeups)) if *born == process::generation() => {
-            // What was rung after the last wait.
-            wakeups.take();
+            // What became ready after the last wait. If it rang, the next poll returns at once.
+            wakeups.take_silently();
             Ok(Arc::clone(wakeups))
         }
         _ => {
@@ -199,11 +199,17 @@ fn poll_once(
             watched.push(PollFd::from_borrowed_fd(doorbell.fd(), PollFlags::IN));
         }
         let count = poll(&mut watched, left.as_ref())?;
-        if count == 0 || !watched[0].revents().is_empty() {
+        if count == 0 {
             return Ok(());
         }
-        if let Some(doorbell) = &doorbell {
-            doorbell.answer();
+        if !watched[0].revents().is_empty() {
+            wakeups.take();
+            return Ok(());
+        }
+        if let Some(doorbell) = &doorbell
+            && wakeups.attend(|| doorbell.answer())
+        {
+            return Ok(());
         }
     }
 }

@@ -11,8 +11,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,6 +26,8 @@ use crate::event::Format;
 use crate::frame::Body;
 use crate::hub::Arrival;
 use crate::inherited::Inherited;
+use crate::sync::lock;
+use crate::wake::Wakeups;
 
 /// Tells the bells of one process apart: a new one must never have the name of one that is gone.
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -45,14 +47,27 @@ const VERSION: u8 = 1;
 pub struct Bell {
     name: String,
     path: PathBuf,
-    rings_again: AtomicBool,
-    /// Threads beside its own that watch it, and deliver when it rings.
-    watchers: AtomicUsize,
+    /// Something could not be read, or was deleted: its own thread must mend that, and nobody else
+    /// watches it meanwhile.
+    must_mend: AtomicBool,
+    /// Held for a look or a change.
+    watch: Mutex<Watch>,
+    /// Wakes its own thread, whether that watches the socket or not.
+    nudge: Wakeups,
     // Before the descriptors: fields are dropped in this order.
-    _closed_in_children: [Option<Inherited>; 2],
+    _closed_in_children: [Option<Inherited>; 3],
     socket: UnixDatagram,
     /// Tells that something in the directory was deleted; `None` where it cannot be watched.
     deletions: Option<OwnedFd>,
+}
+
+/// Who hears a bell.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Threads beside its own that watch it, and deliver when it rings.
+    watchers: usize,
+    /// Its own thread leaves it to them: a ring wakes those alone.
+    is_left_to_them: bool,
 }
 
 /// Why a wait for the bell ended.
@@ -60,7 +75,9 @@ pub struct Bell {
 pub enum Rung {
     /// Somebody rang.
     Bell,
-    /// A file of the directory, or the directory, is gone.
+    /// Who watched it beside its own thread has gone.
+    Unwatched,
+    /// A file of the directory, or the directory, is gone; or something must be mended.
     Deletion,
     /// Nothing, for the whole time.
     Nothing,
@@ -89,16 +106,18 @@ impl Bell {
             ))
         })?;
         let deletions = watch_deletions(directory);
+        let nudge = Wakeups::new()?;
         let closed_in_children = [
             Some(Inherited::new(socket.as_raw_fd())),
+            Some(Inherited::new(nudge.fd().as_raw_fd())),
             deletions.as_ref().map(|watch| Inherited::new(watch.as_raw_fd())),
         ];
-        let watchers = AtomicUsize::new(0);
         Ok(Bell {
-            rings_again: AtomicBool::new(false),
+            must_mend: AtomicBool::new(false),
             name,
             path,
-            watchers,
+            watch: Mutex::default(),
+            nudge,
             _closed_in_children: closed_in_children,
             socket,
             deletions,
@@ -119,30 +138,44 @@ impl Bell {
     pub fn end(&self) {
         // Whether it is reachable by its name or not.
         let _ = self.socket.shutdown(Shutdown::Both);
+        self.nudge();
     }
 
-    /// The next wait for it ends at once, as if something had been deleted.
-    pub fn ring_again(&self) {
-        self.rings_again.store(true, Relaxed);
+    /// Has its own thread mend what is wrong.
+    pub fn call_for_mending(&self) {
+        self.must_mend.store(true, Relaxed);
+        self.nudge();
     }
 
-    /// Whether `ring_again` was called since the last look.
-    pub fn take_ring_again(&self) -> bool {
-        self.rings_again.swap(false, Relaxed)
+    /// Wakes its own thread.
+    pub fn nudge(&self) {
+        self.nudge.ring();
     }
 
-    /// Counts a watcher in or out.
-    pub fn count_watcher(&self, comes: bool) {
-        if comes {
-            self.watchers.fetch_add(1, Relaxed);
-        } else {
-            self.watchers.fetch_sub(1, Relaxed);
+    /// Counts a watcher in, unless something must be mended first: gives whether it did.
+    pub fn begin_watching(&self) -> bool {
+        if self.must_mend.load(Relaxed) {
+            return false;
         }
+        lock(&self.watch).watchers += 1;
+        true
     }
 
     /// Whether somebody beside its own thread watches it.
     pub fn is_watched(&self) -> bool {
-        self.watchers.load(Relaxed) > 0
+        lock(&self.watch).watchers > 0
+    }
+
+    /// Counts a watcher out. Its own thread hears it again after the last.
+    pub fn end_watching(&self) {
+        let must_take_over = {
+            let mut watch = lock(&self.watch);
+            watch.watchers -= 1;
+            watch.watchers == 0 && std::mem::take(&mut watch.is_left_to_them)
+        };
+        if must_take_over {
+            self.nudge();
+        }
     }
 
     /// The descriptor that is readable once somebody rang.
@@ -163,15 +196,21 @@ impl Bell {
         rings
     }
 
-    /// Waits until somebody rings, for ever without a `timeout`.
+    /// Waits until somebody rings whom nobody else hears, for ever without a `timeout`.
     pub fn wait(&self, timeout: Option<Duration>) -> Rung {
-        if self.take_ring_again() {
-            return Rung::Deletion;
-        }
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut watched = vec![PollFd::new(&self.socket, PollFlags::IN)];
+        let is_left_to_others = {
+            let mut watch = lock(&self.watch);
+            watch.is_left_to_them = watch.watchers > 0;
+            watch.is_left_to_them
+        };
+        let nudge = self.nudge.fd();
+        let mut watched = vec![PollFd::new(&nudge, PollFlags::IN)];
         if let Some(deletions) = &self.deletions {
             watched.push(PollFd::from_borrowed_fd(deletions.as_fd(), PollFlags::IN));
+        }
+        if !is_left_to_others {
+            watched.push(PollFd::new(&self.socket, PollFlags::IN));
         }
         match poll(&mut watched, timeout.as_ref()) {
             Ok(0) => return Rung::Nothing,
@@ -179,14 +218,28 @@ impl Bell {
             // Nothing can be waited for: not to spin is all that is left.
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
-        if watched.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
-            let mut events = [0; 4096];
-            if let Some(deletions) = &self.deletions {
-                while rustix::io::read(deletions, &mut events).is_ok_and(|count| count > 0) {}
-            }
-            return Rung::Deletion;
+        if !watched[0].revents().is_empty() {
+            self.nudge.take();
         }
-        Rung::Bell
+        let is_deleted = self.deletions.is_some() && !watched[1].revents().is_empty();
+        if is_deleted {
+            self.forget_deletions();
+        }
+        // Taken after the nudge that it came with.
+        if self.must_mend.swap(false, Relaxed) || is_deleted {
+            Rung::Deletion
+        } else if is_left_to_others {
+            Rung::Unwatched
+        } else {
+            Rung::Bell
+        }
+    }
+
+    fn forget_deletions(&self) {
+        let mut events = [0; 4096];
+        if let Some(deletions) = &self.deletions {
+            while rustix::io::read(deletions, &mut events).is_ok_and(|count| count > 0) {}
+        }
     }
 }
 

@@ -112,6 +112,15 @@ struct Reader {
     is_broken: bool,
 }
 
+impl Reader {
+    /// Has the bell's own thread look into the store, and mend what is wrong.
+    fn call_for_mending(&self) {
+        if let Some(bell) = &self.bell {
+            bell.call_for_mending();
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Job {
     Publish(Box<Publication>, Answering),
@@ -241,6 +250,33 @@ impl LocalBus {
         }
     }
 
+    /// Tells the others and this process's clients what was written, and after that forgets what is
+    /// too much.
+    fn announce(
+        &self,
+        locked: Locked<'_>,
+        mut guard: MutexGuard<'_, Option<Writer>>,
+        mut written: Written,
+        publications: Vec<Publication>,
+        own: Option<&Bell>,
+    ) {
+        // Mostly there is nothing to forget, and the next publisher need not wait for the rest.
+        let locked = written.untidy.is_some().then_some(locked);
+        if let Some(writer) = guard.as_mut() {
+            self.ring(writer, &mut written, &publications, own.map(Bell::name));
+        }
+        drop(guard);
+        self.deliver_written(&written, publications);
+        if let Some(untidy) = &written.untidy
+            && let Some(mut guard) = self.try_begin()
+            && let Some(writer) = guard.as_mut()
+        {
+            // What fails is tried again after a later publish; one that finds no room makes some.
+            let _ = writer.store.tidy(untidy, Position::at(now_ms()), self.limits);
+        }
+        drop(locked);
+    }
+
     /// Rings the others; this process is not rung but delivers itself.
     fn ring(
         &self,
@@ -301,7 +337,7 @@ impl LocalBus {
         if reader.position != written.before {
             // Others were first. What fails is tried again by the bell's own thread.
             if self.pump(&mut reader).is_err() {
-                self.ring_own(&reader);
+                reader.call_for_mending();
             }
             return;
         }
@@ -360,14 +396,6 @@ impl LocalBus {
             }
         }
         Ok(())
-    }
-
-    /// Has the bell's own thread look into the store, and mend what is wrong.
-    fn ring_own(&self, reader: &Reader) {
-        if let (Some(bell), Ok(ringer)) = (&reader.bell, Ringer::new(&self.path)) {
-            bell.ring_again();
-            ringer.ring(bell.name(), &Ring::look());
-        }
     }
 
     /// Opens what reads, if it is not open. The store must be there: only a writer makes one.
@@ -506,13 +534,10 @@ impl LocalBus {
             let mut guard = lock(&self.writer);
             let writer = self.open_writer(&mut guard, &locked)?;
             match self.write(writer, &locked, &publications, true)? {
-                Ok(mut written) => {
-                    drop(locked);
-                    let own = own.as_ref().map(|bell| bell.name());
-                    self.ring(writer, &mut written, &publications, own);
-                    drop(guard);
-                    self.deliver_written(&written, publications);
-                    return Ok(written.positions);
+                Ok(written) => {
+                    let positions = written.positions.clone();
+                    self.announce(locked, guard, written, publications, own.as_deref());
+                    return Ok(positions);
                 }
                 Err(_) => {
                     drop(guard);
@@ -658,19 +683,14 @@ impl Bus for LocalBus {
         let Some(mut guard) = self.try_begin() else { return Attempt::Waits(publication) };
         let Some(writer) = guard.as_mut() else { return Attempt::Waits(publication) };
         match self.write(writer, &locked, [&publication], false) {
-            Ok(Ok(mut written)) => {
-                drop(locked);
-                let publications = vec![publication];
+            Ok(Ok(written)) => {
                 let own = match self.reader.try_lock() {
                     Ok(reader) => reader.bell.clone(),
                     // Rung once too often, at worst.
                     Err(_) => None,
                 };
-                let own = own.as_ref().map(|bell| bell.name());
-                self.ring(writer, &mut written, &publications, own);
-                drop(guard);
                 let id = written.positions.first().copied().unwrap_or(written.before);
-                self.deliver_written(&written, publications);
+                self.announce(locked, guard, written, vec![publication], own.as_deref());
                 Attempt::Done(Ok(id.into()))
             }
             Ok(Err(_)) => Attempt::Waits(publication),
@@ -704,9 +724,8 @@ impl Bus for LocalBus {
             return;
         }
         // The thread of the bell looks, and lingers.
-        let bell = lock(&self.reader).bell.clone();
-        if let (Some(bell), Ok(ringer)) = (bell, Ringer::new(&self.path)) {
-            ringer.ring(bell.name(), &Ring::look());
+        if let Some(bell) = &lock(&self.reader).bell {
+            bell.nudge();
         }
     }
 
@@ -734,8 +753,8 @@ impl Bus for LocalBus {
     fn doorbell(&self) -> Option<Box<dyn Doorbell>> {
         // Held by who delivers: then nobody has to be woken for it.
         let bell = Arc::clone(self.reader.try_lock().ok()?.bell.as_ref()?);
-        bell.count_watcher(true);
-        Some(Box::new(Watched { bus: self.myself.upgrade()?, bell }))
+        let bus = self.myself.upgrade()?;
+        bell.begin_watching().then(|| Box::new(Watched { bus, bell }) as Box<dyn Doorbell>)
     }
 
     fn before_fork(&self) {
@@ -784,15 +803,14 @@ impl Doorbell for Watched {
         let mut reader = lock(&self.bus.reader);
         let is_current = reader.bell.as_ref().is_some_and(|bell| Arc::ptr_eq(bell, &self.bell));
         if is_current && self.bus.answer(&mut reader, self.bell.take()).is_err() {
-            // What fails is tried again by the bell's own thread.
-            self.bus.ring_own(&reader);
+            reader.call_for_mending();
         }
     }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.bell.count_watcher(false);
+        self.bell.end_watching();
     }
 }
 
@@ -842,13 +860,13 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
     loop {
         let left = idle_since.map(|since| LINGER.saturating_sub(since.elapsed()));
         let rung = bell.wait(left);
-        if rung == Rung::Bell && bell.is_watched() {
-            // Who watches it as well is given the time to deliver, on the core that it wakes on.
+        if rung == Rung::Unwatched || bell.is_watched() {
+            // Who watches it as well mostly comes back at once, and delivers on the core that it
+            // wakes on.
             thread::sleep(HEAD_START);
         }
         let Some(bus) = bus.upgrade() else { return };
-        let must_mend = rung == Rung::Deletion || bell.take_ring_again();
-        let mut done = if must_mend { bus.mend() } else { Ok(()) };
+        let mut done = if rung == Rung::Deletion { bus.mend() } else { Ok(()) };
         let mut reader = lock(&bus.reader);
         if !reader.bell.as_ref().is_some_and(|current| Arc::ptr_eq(current, bell)) {
             return;
@@ -872,8 +890,8 @@ fn answer_the_bell(bus: &Weak<LocalBus>, bell: &Arc<Bell>) {
         } else {
             // The store is being deleted, or its file system is full: nobody need ring when that
             // is over.
+            bell.call_for_mending();
             thread::sleep(patience);
-            bell.ring_again();
             patience = LONGEST_PATIENCE.min(patience * 2);
         }
         if swept.elapsed() >= UNUSED {

@@ -4,6 +4,7 @@
 //! what a killed process has committed is safe in the system's memory, and events need not survive
 //! a power cut. Writers are queued by `FileLock`, which must be held for `open` and all that writes.
 
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +12,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::ffi::ErrorCode;
-use rusqlite::{
-    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use crate::bus::Publication;
 use crate::error::{Error, Result};
@@ -38,8 +37,10 @@ const BUSY: Duration = Duration::from_secs(5);
 /// Milliseconds for which an event is kept in any case, unless the channel is too large.
 const YOUNG: u64 = 10_000;
 
-/// Events of a channel that one transaction forgets at the most.
-const MOST_TRIMMED: i64 = 500;
+/// Events of a channel that one transaction forgets at the most: of those that are too many, and when
+/// their bytes are too many.
+const MOST_TRIMMED: i64 = 250;
+const MOST_FREED: i64 = 500;
 
 /// What a store consists of, by what is added to its name.
 const FILES: [&str; 3] = ["", "-wal", "-shm"];
@@ -109,6 +110,19 @@ pub struct Written {
     pub positions: Vec<Position>,
     /// The bells of the processes that listen.
     pub bells: Vec<String>,
+    /// What is to be forgotten once the others are rung, if anything.
+    pub untidy: Option<Untidy>,
+}
+
+/// What a transaction left to `Store::tidy`.
+#[derive(Debug, Default)]
+pub struct Untidy {
+    /// Channels that may have too much.
+    channels: Vec<Kept>,
+    /// Whether it is time to look at all of them together.
+    looks_at_all: bool,
+    /// What is here or after it was just written: others have not read it yet.
+    first: Position,
 }
 
 /// What a reader found after its position.
@@ -124,6 +138,34 @@ pub struct Read {
     pub forgotten: Position,
     /// Channels of which events were let go of before they were read here, and up to where.
     pub gaps: Vec<(Arc<str>, Position)>,
+}
+
+/// A transaction that writes; undone unless it is committed. rusqlite's own parses its SQL anew each
+/// time, which is a good part of what a publish costs.
+struct Transaction<'a>(&'a Connection);
+
+impl Transaction<'_> {
+    fn commit(self) -> rusqlite::Result<()> {
+        self.0.prepare_cached("COMMIT")?.execute([]).map(drop)
+    }
+}
+
+impl Deref for Transaction<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // Committed, or undone by SQLite itself.
+        if !self.0.is_autocommit() {
+            // One that cannot be undone is in the way of the next, which says so.
+            let _ = self.0.execute_batch("ROLLBACK");
+        }
+    }
 }
 
 /// One connection to the store. It must not live through a fork: SQLite's locks are the process's.
@@ -299,19 +341,11 @@ impl Store {
         dead_bells: &[String],
         waits: bool,
     ) -> rusqlite::Result<Written> {
-        let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
         self.writes = self.writes.wrapping_add(1);
+        // The bounds of the whole need no look at every event.
         let looks_at_all = self.writes % CHECK_EVERY == 1;
+        let mut untidy = Untidy { looks_at_all, ..Untidy::default() };
         let transaction = self.begin(waits)?;
-        if looks_at_all {
-            // The bounds of the whole need no look at every event: each page that a transaction
-            // changes is written, which is most of what a publish costs.
-            forget_before(&transaction, Position(now.0 - Position::at(limits.age).0))?;
-            let total = total(&transaction)?;
-            if total > limit {
-                forget_oldest(&transaction, total - limit / 8 * 7)?;
-            }
-        }
         let before = newest(&transaction)?.max(known);
         let mut last = before;
         let mut positions = Vec::new();
@@ -345,9 +379,11 @@ impl Store {
                     text_of(body.frame()),
                     message.map(text_of),
                 ])?;
-                let first = positions.first().copied().unwrap_or(last);
-                let kept = Kept { history: history.max(FEWEST), events, bytes: kept };
-                trim(&transaction, key, &kept, first, now, limits)?;
+                let kept = Kept { key, history: history.max(FEWEST), events, bytes: kept };
+                if kept.is_too_large(limits) || kept.has_too_many(&transaction, now)? {
+                    untidy.channels.retain(|other| other.key != key);
+                    untidy.channels.push(kept);
+                }
                 positions.push(last);
             }
             if !dead_bells.is_empty() {
@@ -363,14 +399,38 @@ impl Store {
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
-        Ok(Written { before, positions, bells })
+        untidy.first = positions.first().copied().unwrap_or(last);
+        let untidy = (looks_at_all || !untidy.channels.is_empty()).then_some(untidy);
+        Ok(Written { before, positions, bells, untidy })
+    }
+
+    /// Forgets what is too much, in a transaction of its own, so that nobody waits for it to get an
+    /// event. Needs the file lock, still the one of `write`.
+    ///
+    /// # Errors
+    /// When nothing was forgotten; a later publish tries again.
+    pub fn tidy(&mut self, untidy: &Untidy, now: Position, limits: Limits) -> rusqlite::Result<()> {
+        let limit = i64::try_from(self.limit).unwrap_or(i64::MAX);
+        let transaction = self.begin(false)?;
+        for kept in &untidy.channels {
+            trim(&transaction, kept, untidy.first, now, limits)?;
+        }
+        if untidy.looks_at_all {
+            forget_before(&transaction, Position(now.0 - Position::at(limits.age).0))?;
+            let total = total(&transaction)?;
+            if total > limit {
+                forget_oldest(&transaction, total - limit / 8 * 7)?;
+            }
+        }
+        transaction.commit()
     }
 
     /// Begins a transaction that writes. Who has the file lock waits for other programs only, and
     /// only if it `waits`.
     fn begin(&mut self, waits: bool) -> rusqlite::Result<Transaction<'_>> {
         self.connection.busy_timeout(if waits { BUSY } else { Duration::ZERO })?;
-        self.connection.transaction_with_behavior(TransactionBehavior::Immediate)
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Transaction(&self.connection))
     }
 
     /// Forgets an eighth of all events, the oldest, because nothing more fits. Needs the file lock.
@@ -507,43 +567,54 @@ fn newest(connection: &Connection) -> rusqlite::Result<Position> {
 }
 
 /// What a channel has, and how much of it should be.
+#[derive(Debug)]
 struct Kept {
+    key: i64,
     history: i64,
     events: i64,
     bytes: i64,
 }
 
-/// Forgets the oldest events of a channel that has too many, unless they are so young that a slow
-/// process may not have read them. Not at every event, and not many at once: a channel keeps up to
-/// an eighth more than it must.
+impl Kept {
+    fn is_too_large(&self, limits: Limits) -> bool {
+        self.bytes > i64::try_from(limits.bytes).unwrap_or(i64::MAX)
+    }
+
+    /// Whether there are too many that are not so young that a slow process may not have read them.
+    /// Not at every event: a channel keeps up to an eighth more than it must.
+    fn has_too_many(&self, connection: &Connection, now: Position) -> rusqlite::Result<bool> {
+        if self.events <= self.history.saturating_add(self.history / 8) {
+            return Ok(false);
+        }
+        let oldest: i64 = connection
+            .prepare_cached("SELECT min(id) FROM event WHERE channel = ?1")?
+            .query_row([self.key], |row| row.get(0))?;
+        Ok(oldest < young(now).0 - Position::at(YOUNG / 100).0)
+    }
+}
+
+/// Where the events begin that are too young to be forgotten.
+fn young(now: Position) -> Position {
+    Position(now.0 - Position::at(YOUNG).0)
+}
+
+/// Forgets the oldest events of a channel, not many at once: old ones that are too many, or whatever
+/// is too large.
 ///
-/// What is at `first` or after it belongs to this transaction: nobody has read it yet.
+/// What is at `first` or after it was just written.
 fn trim(
     connection: &Connection,
-    key: i64,
     kept: &Kept,
     first: Position,
     now: Position,
     limits: Limits,
 ) -> rusqlite::Result<()> {
-    let Kept { history, events, bytes } = *kept;
-    let is_too_large = bytes > i64::try_from(limits.bytes).unwrap_or(i64::MAX);
-    if events <= history.saturating_add(history / 8) && !is_too_large {
-        return Ok(());
-    }
-    let mut surplus = (events - history).min(MOST_TRIMMED);
-    let mut before = Position(now.0 - Position::at(YOUNG).0);
-    if is_too_large {
-        surplus = surplus.max((events / 8).clamp(1, MOST_TRIMMED));
-        before = first;
+    let Kept { key, history, events, .. } = *kept;
+    let (surplus, before) = if kept.is_too_large(limits) {
+        ((events / 8).clamp(1, MOST_FREED), first)
     } else {
-        let oldest: i64 = connection
-            .prepare_cached("SELECT min(id) FROM event WHERE channel = ?1")?
-            .query_row([key], |row| row.get(0))?;
-        if oldest >= before.0 - Position::at(YOUNG / 100).0 {
-            return Ok(());
-        }
-    }
+        ((events - history).min(MOST_TRIMMED), young(now))
+    };
     let (count, freed, floor): (i64, i64, Option<i64>) = connection
         .prepare_cached(
             "SELECT count(*), coalesce(sum(bytes), 0), max(id) FROM (

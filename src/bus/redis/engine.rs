@@ -43,10 +43,7 @@ const DELIVERY: Duration = Duration::from_secs(1);
 
 /// Between two attempts to connect: the first and the longest wait.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A connection that held so long is no sign of trouble when it ends.
-const STEADY: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Streams that are read back at the same time: Redis ends a subscriber's connection that has
 /// too much to fetch.
@@ -182,7 +179,9 @@ impl Engine {
                 },
                 Err(trouble) => trouble,
             };
-            if began.elapsed() > STEADY {
+            // One that held for longer than the pause before it was worth an attempt at once: a
+            // server that accepts and ends connections is still left alone half of the time.
+            if began.elapsed() > pause {
                 pause = SHORTEST_PAUSE;
             }
             self.note_lost(&trouble);
