@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
+from json import JSONDecodeError
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,10 +115,11 @@ class Submitter:
         while not self._ended.wait(0.05):
             try:
                 answer = self._server.request("POST", "/news/submit/", {"headline": "Article"})
-            except (OSError, HTTPException):
-                continue  # its worker was killed: it may appear or not
+                accepted = answer.json()["id"]
+            except (OSError, HTTPException, JSONDecodeError):
+                continue  # its worker was killed, maybe within the answer: it may appear or not
             assert answer.status == 201, answer
-            self.accepted.append(answer.json()["id"])
+            self.accepted.append(accepted)
 
     def stop(self) -> None:
         self._ended.set()
@@ -220,7 +222,7 @@ def final_article(server: Server) -> int:
     while True:
         try:
             return server.publish("The last article")["id"]
-        except (OSError, HTTPException):
+        except (OSError, HTTPException, JSONDecodeError):
             continue  # to a worker that has just been killed
 
 
