@@ -5,7 +5,8 @@
 //! so that replay and live delivery meet without a gap and without a double.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::event_id::{EventId, IdClock, now_ms};
 use crate::frame::{self, Body};
 use crate::history::{Gap, History, Limits};
 use crate::metrics::{Counters, Reason};
-use crate::queue::{Client, Delivery, Kind};
+use crate::queue::{Client, Delivery, Kind, drain};
 use crate::sync::lock;
 use crate::wake::WakeBatch;
 
@@ -103,10 +104,74 @@ pub struct ChannelFigures {
     pub queues: usize,
     /// Streams registered now.
     pub streams: usize,
+    /// Offloaded connections now.
+    pub sockets: usize,
     /// Events that history keeps now.
     pub history_events: usize,
     /// Bytes reckoned for them.
     pub history_bytes: usize,
+}
+
+/// Tells all channels of all hubs of a process apart.
+pub type ChannelNumber = u64;
+
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
+
+/// What a hub passes to an outlet, in its order.
+#[derive(Debug)]
+pub enum Passed {
+    /// An event of a channel, and its place in the hub's order.
+    Event {
+        /// The channel.
+        channel: ChannelNumber,
+        /// Its place among all that the hub passed on.
+        sequence: u64,
+        /// The event.
+        event: Arc<Event>,
+    },
+    /// A private channel is gone: after what was passed comes nothing more.
+    End(ChannelNumber),
+}
+
+/// Where events go whose clients the hub does not hold one by one: one outlet fans out to thousands
+/// of connections of its own.
+pub trait Outlet: fmt::Debug + Send + Sync {
+    /// Takes something. Called under the hub's lock: it must not wait.
+    fn put(&self, passed: Passed);
+
+    /// Tells that something was put. Called after the lock.
+    fn ring(&self);
+}
+
+/// What an outlet's connection listens to.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The hub of its channels.
+    pub hub: Weak<Hub>,
+    /// The channels.
+    pub channels: SmallVec<[(ChannelKey, ChannelNumber); 1]>,
+}
+
+/// What a stream is given first when an outlet takes it over.
+#[derive(Debug)]
+pub enum First {
+    /// These events.
+    Events(Vec<Arc<Event>>),
+    /// History after this id, to be read by `Hub::read_on`: it is long.
+    After(EventId),
+}
+
+/// A step through history.
+#[derive(Debug)]
+pub struct ReadOn {
+    /// The next events.
+    pub events: Vec<Arc<Event>>,
+    /// From where to go on.
+    pub cursor: EventId,
+    /// Some were forgotten before they were read.
+    pub has_gap: bool,
+    /// Set once there are no more: the place in the hub's order from which on the outlet has them.
+    pub live_from: Option<u64>,
 }
 
 /// The channels of a process, or one private channel.
@@ -123,6 +188,8 @@ pub struct Hub {
 #[derive(Debug)]
 struct State {
     clock: IdClock,
+    /// Counts what was passed to outlets.
+    sequence: u64,
     names: HashMap<Arc<str>, ChannelKey>,
     channels: Vec<Channel>,
 }
@@ -137,17 +204,28 @@ struct Channel {
     heard: bool,
     /// Whether the history has all that the store could give.
     read: bool,
+    number: ChannelNumber,
     clients: Slab<Arc<Client>>,
     streams: usize,
+    /// The outlets that have connections of it.
+    taps: SmallVec<[Tap; 1]>,
     counters: Arc<Counters>,
     /// Since when it has no client.
     idle_since: Instant,
+}
+
+/// An outlet, and how many of its connections listen to a channel.
+#[derive(Debug)]
+struct Tap {
+    outlet: Arc<dyn Outlet>,
+    sockets: usize,
 }
 
 /// What must be let go of after the lock: waiters to wake, objects whose end may run code.
 #[derive(Debug, Default)]
 struct Aftermath {
     wakes: WakeBatch,
+    outlets: SmallVec<[Arc<dyn Outlet>; 2]>,
     discarded: Vec<Arc<Event>>,
     owners: Vec<Attachment>,
     clients: Vec<Arc<Client>>,
@@ -156,6 +234,9 @@ struct Aftermath {
 impl Aftermath {
     fn settle(self) {
         self.wakes.flush();
+        for outlet in &self.outlets {
+            outlet.ring();
+        }
     }
 }
 
@@ -171,6 +252,7 @@ impl Hub {
     pub fn new(limits: Limits, is_the_bus: bool) -> Hub {
         let state = State {
             clock: IdClock::starting_at(if is_the_bus { now_ms() } else { 0 }),
+            sequence: 0,
             names: HashMap::new(),
             channels: Vec::new(),
         };
@@ -204,8 +286,10 @@ impl Hub {
             newest: floor,
             heard: self.is_the_bus,
             read: self.is_the_bus,
+            number: NUMBERS.fetch_add(1, Relaxed),
             clients: Slab::new(),
             streams: 0,
+            taps: SmallVec::new(),
             counters: Arc::default(),
             idle_since: Instant::now(),
         });
@@ -221,7 +305,7 @@ impl Hub {
         let mut after = Aftermath::default();
         let id = {
             let mut state = lock(&self.state);
-            if draft.body.is_none() && state.channels[channel].streams > 0 {
+            if draft.body.is_none() && state.channels[channel].has_streams() {
                 return Err(Error::NotEncodable);
             }
             let now = now_ms();
@@ -364,12 +448,12 @@ impl Hub {
     pub fn heard(&self) -> Vec<(Arc<str>, usize)> {
         let state = lock(&self.state);
         let heard = state.channels.iter().filter(|channel| channel.heard);
-        heard.map(|channel| (Arc::clone(&channel.name), channel.clients.len())).collect()
+        heard.map(|channel| (Arc::clone(&channel.name), channel.client_count())).collect()
     }
 
     /// Whether no channel that is heard has a client.
     pub fn is_idle(&self) -> bool {
-        lock(&self.state).channels.iter().all(|channel| channel.clients.is_empty())
+        lock(&self.state).channels.iter().all(Channel::is_unused)
     }
 
     /// Stops hearing a channel and forgets its history, unless it has clients. Gives whether it
@@ -379,7 +463,7 @@ impl Hub {
         let mut state = lock(&self.state);
         let Some(key) = state.names.get(name).copied() else { return true };
         let channel = &mut state.channels[key];
-        let retires = channel.clients.is_empty();
+        let retires = channel.is_unused();
         if retires {
             channel.heard = false;
             channel.history.restart(channel.newest, &mut discarded);
@@ -393,7 +477,7 @@ impl Hub {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
         for channel in state.channels.iter_mut().filter(|channel| channel.heard) {
-            if channel.clients.is_empty() && channel.idle_since.elapsed() >= patience {
+            if channel.is_unused() && channel.idle_since.elapsed() >= patience {
                 channel.heard = false;
                 channel.history.restart(channel.newest, &mut discarded);
             }
@@ -405,7 +489,7 @@ impl Hub {
     pub fn retire_all(&self) -> bool {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        let retires = state.channels.iter().all(|channel| channel.clients.is_empty());
+        let retires = state.channels.iter().all(Channel::is_unused);
         if retires {
             for channel in &mut state.channels {
                 channel.heard = false;
@@ -469,6 +553,90 @@ impl Hub {
         was_registered
     }
 
+    /// Takes a stream away from its queue and gives it to `outlet`, without a gap and without a
+    /// double: `join` is called with what it is given first and the place in the hub's order from
+    /// which on the outlet has the rest. Gives false for a stream that has ended.
+    ///
+    /// `cursor` is where the stream was registered. When more than `most` events wait for it and
+    /// history has them all, it is told to read those by and by.
+    pub fn hand_over(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        cursor: EventId,
+        most: usize,
+        outlet: &Arc<dyn Outlet>,
+        join: impl FnOnce(Route, First, u64),
+    ) -> bool {
+        let mut after = Aftermath::default();
+        let mut waiting = Vec::new();
+        let handed_over = {
+            let mut state = lock(&self.state);
+            let (memberships, owner) = client.leave(&mut after.wakes);
+            after.owners.extend(owner);
+            let mut route = Route { hub: Arc::downgrade(self), channels: SmallVec::new() };
+            for Membership { channel: key, place } in &memberships {
+                let channel = &mut state.channels[*key];
+                after.clients.extend(channel.clients.try_remove(*place));
+                channel.streams -= usize::from(client.kind() == Kind::Stream);
+                channel.tap(outlet);
+                route.channels.push((*key, channel.number));
+            }
+            if !memberships.is_empty() {
+                waiting.extend(drain(client, |_| false));
+                let has_all = |key: &ChannelKey| state.channels[*key].history.floor() <= cursor;
+                let first = if waiting.len() > most
+                    && route.channels.iter().all(|(key, _)| has_all(key))
+                {
+                    First::After(cursor)
+                } else {
+                    First::Events(std::mem::take(&mut waiting))
+                };
+                // Under the lock: what is passed later must find it there.
+                join(route, first, state.sequence);
+            }
+            !memberships.is_empty()
+        };
+        after.settle();
+        handed_over
+    }
+
+    /// Up to `count` events after `cursor`, oldest first, for a connection that is behind.
+    pub fn read_on(&self, route: &Route, cursor: EventId, count: usize) -> ReadOn {
+        let state = lock(&self.state);
+        let keys = || route.channels.iter().map(|(key, _)| *key);
+        let histories = || keys().map(|key| &state.channels[key].history);
+        let gap = histories().find_map(|history| history.gap_after(cursor, state.clock.last()));
+        let mut events: Vec<Arc<Event>> = histories()
+            .flat_map(|history| history.after(cursor).take(count + 1).map(Arc::clone))
+            .collect();
+        events.sort_by_key(|event| event.id);
+        events.dedup_by_key(|event| event.id);
+        let live_from = (events.len() <= count).then_some(state.sequence);
+        events.truncate(count);
+        let cursor = events.last().and_then(|event| event.id).unwrap_or(cursor);
+        events.retain(|event| Kind::Stream.takes(event));
+        ReadOn { events, cursor, has_gap: gap.is_some(), live_from }
+    }
+
+    /// A connection of an outlet is gone.
+    pub fn let_go(&self, route: &Route, outlet: &Arc<dyn Outlet>, reason: Reason) {
+        let mut gone: SmallVec<[Arc<dyn Outlet>; 1]> = SmallVec::new();
+        let mut state = lock(&self.state);
+        for (key, _) in &route.channels {
+            let channel = &mut state.channels[*key];
+            channel.counters.count_disconnect(reason);
+            channel.idle_since = Instant::now();
+            let Some(at) = channel.taps.iter().position(|tap| is_same(&tap.outlet, outlet)) else {
+                continue;
+            };
+            channel.taps[at].sockets -= 1;
+            if channel.taps[at].sockets == 0 {
+                gone.push(channel.taps.swap_remove(at).outlet);
+            }
+        }
+        drop(state);
+    }
+
     /// Ends every client.
     pub fn close(&self, reason: Reason) {
         let mut after = Aftermath::default();
@@ -524,7 +692,18 @@ impl Drop for Hub {
         let owners: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
         wakes.flush();
         drop(owners);
+        for channel in &state.channels {
+            for tap in &channel.taps {
+                tap.outlet.put(Passed::End(channel.number));
+                tap.outlet.ring();
+            }
+        }
     }
+}
+
+/// Whether two are one outlet, whatever they are seen through.
+fn is_same(one: &Arc<dyn Outlet>, other: &Arc<dyn Outlet>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other))
 }
 
 impl State {
@@ -583,6 +762,20 @@ impl State {
     }
 
     fn offer(&mut self, key: ChannelKey, event: &Arc<Event>, after: &mut Aftermath) {
+        let channel = &self.channels[key];
+        if !channel.taps.is_empty() && Kind::Stream.takes(event) {
+            self.sequence += 1;
+            for tap in &channel.taps {
+                tap.outlet.put(Passed::Event {
+                    channel: channel.number,
+                    sequence: self.sequence,
+                    event: Arc::clone(event),
+                });
+                if !after.outlets.iter().any(|outlet| is_same(outlet, &tap.outlet)) {
+                    after.outlets.push(Arc::clone(&tap.outlet));
+                }
+            }
+        }
         for client in self.channels[key].fan_out(event, after) {
             self.remove(&client, Reason::Overflow, after);
         }
@@ -603,6 +796,30 @@ impl State {
 }
 
 impl Channel {
+    fn sockets(&self) -> usize {
+        self.taps.iter().map(|tap| tap.sockets).sum()
+    }
+
+    fn client_count(&self) -> usize {
+        self.clients.len() + self.sockets()
+    }
+
+    fn is_unused(&self) -> bool {
+        self.clients.is_empty() && self.taps.is_empty()
+    }
+
+    fn has_streams(&self) -> bool {
+        self.streams > 0 || !self.taps.is_empty()
+    }
+
+    /// Counts a connection of `outlet` in.
+    fn tap(&mut self, outlet: &Arc<dyn Outlet>) {
+        match self.taps.iter_mut().find(|tap| is_same(&tap.outlet, outlet)) {
+            Some(tap) => tap.sockets += 1,
+            None => self.taps.push(Tap { outlet: Arc::clone(outlet), sockets: 1 }),
+        }
+    }
+
     /// Offers `event` to every client; gives those that it closed for want of room.
     fn fan_out(&self, event: &Arc<Event>, after: &mut Aftermath) -> Vec<Arc<Client>> {
         let mut dropped = 0;
@@ -638,6 +855,7 @@ impl Channel {
             counters: Arc::clone(&self.counters),
             queues: self.clients.len() - self.streams,
             streams: self.streams,
+            sockets: self.sockets(),
             history_events: self.history.len(),
             history_bytes: self.history.bytes(),
         }
@@ -652,7 +870,7 @@ mod tests {
     use super::*;
     use crate::event::Format;
     use crate::frame::{Body, Fields};
-    use crate::queue::{Overflow, drain};
+    use crate::queue::Overflow;
 
     fn draft(text: &str) -> Draft {
         let fields = Fields { data: Some(text), ..Fields::default() };

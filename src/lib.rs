@@ -18,19 +18,21 @@
 //! | `ticket` | what a publisher holds until the bus has answered |
 //! | `runtime` | the thread that waits on sockets |
 //! | `process` | what belongs to one process id and not to its forks |
-//! | `inherited` | descriptors that a forked child closes; the only file with unsafe code |
+//! | `offload/` | streams that leave Python: connections that I/O threads write to |
+//! | `descriptors` | what is done to descriptors by their number; the only file with unsafe code |
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
 
 pub mod bus;
+pub mod descriptors;
 pub mod error;
 pub mod event;
 pub mod event_id;
 pub mod frame;
 pub mod history;
 pub mod hub;
-pub mod inherited;
 pub mod metrics;
+pub mod offload;
 pub mod process;
 pub mod queue;
 pub mod runtime;

@@ -13,12 +13,25 @@ pub enum Reason {
     Abandoned,
     /// The interpreter ended.
     Exit,
+    /// The peer of an offloaded connection closed or reset it.
+    Left,
+    /// The peer of an offloaded connection did not read, or was not there, for too long.
+    Timeout,
+    /// The peer of an offloaded connection sent more than a client of a stream has to say.
+    Flood,
 }
 
 impl Reason {
     /// All reasons, in the order of `Counters::disconnected`.
-    pub const ALL: [Reason; 4] =
-        [Reason::Closed, Reason::Overflow, Reason::Abandoned, Reason::Exit];
+    pub const ALL: [Reason; 7] = [
+        Reason::Closed,
+        Reason::Overflow,
+        Reason::Abandoned,
+        Reason::Exit,
+        Reason::Left,
+        Reason::Timeout,
+        Reason::Flood,
+    ];
 
     /// The name in `stats()`.
     pub fn name(self) -> &'static str {
@@ -27,6 +40,9 @@ impl Reason {
             Reason::Overflow => "overflow",
             Reason::Abandoned => "abandoned",
             Reason::Exit => "exit",
+            Reason::Left => "left",
+            Reason::Timeout => "timeout",
+            Reason::Flood => "flood",
         }
     }
 }
@@ -45,7 +61,7 @@ pub struct Counters {
     /// Bytes of the frames that servers took.
     pub bytes: AtomicU64,
     /// Clients gone, by reason.
-    disconnected: [AtomicU64; 4],
+    disconnected: [AtomicU64; Reason::ALL.len()],
 }
 
 impl Counters {

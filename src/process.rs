@@ -10,6 +10,7 @@ use crate::bus::{Bus, Settings};
 use crate::error::Result;
 use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
+use crate::offload::Offload;
 use crate::runtime::Runtime;
 use crate::sync::lock;
 use crate::timer::Timer;
@@ -40,6 +41,7 @@ pub struct Process {
     private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
     runtime: Runtime,
+    offload: Offload,
 }
 
 /// What all named channels of a process share.
@@ -66,6 +68,7 @@ impl Process {
             private: Mutex::default(),
             timer: OnceLock::new(),
             runtime: Runtime::default(),
+            offload: Offload::default(),
         });
         // The parent's state is left as it is: dropping it would touch its locks.
         std::mem::forget(current.replace(Arc::clone(&process)));
@@ -120,8 +123,14 @@ impl Process {
         self.runtime.handle()
     }
 
+    /// The connections of this process that left Python.
+    pub fn offload(&self) -> &Offload {
+        &self.offload
+    }
+
     /// Ends every client of every channel, the bus and the runtime.
     pub fn close(&self, reason: Reason) {
+        self.offload.shut_down();
         if let Some(named) = self.named.get() {
             named.hub.close(reason);
             named.bus.close();

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from . import _sse_channel
 from .config import options
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
+from .offload import refused
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
 from .waiting import close_at_exit
@@ -329,13 +330,14 @@ def stats() -> dict[str, Any]:
             "connected": False,
             "reconnects": 0,
         },
-        "clients": {"queue": 0, "stream": 0},
+        "offload": {**_sse_channel.offload_figures(), "refused": dict(refused)},
+        "clients": {"queue": 0, "stream": 0, "socket": 0},
         "published": 0,
         "received": 0,
         "delivered": 0,
         "dropped": 0,
         "bytes": 0,
-        "disconnected": {"closed": 0, "overflow": 0, "abandoned": 0, "exit": 0},
+        "disconnected": dict.fromkeys(_sse_channel.REASONS, 0),
     }
     for figures in channels.values():
         for key, value in figures.items():

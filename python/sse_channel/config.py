@@ -9,10 +9,14 @@ Each option is looked up in this order; the first place that names it wins:
 
 | option            | default       | meaning                                                   |
 | ----------------- | ------------- | --------------------------------------------------------- |
+| `BACKLOG_BYTES`   | 1048576       | bytes that may wait for one offloaded client              |
 | `BUS`             | `local://`    | where events are ordered and kept                         |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
+| `IO_THREADS`      | 1             | threads that write to offloaded clients                   |
+| `MAX_CLIENTS`     | 0             | streams of one process at the most; 0 for no limit        |
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
+| `OFFLOAD`         | True          | whether streams leave Python where they can               |
 | `PUBLISH_TIMEOUT` | 10            | seconds that the bus may take to answer; else `BusError`  |
 | `RETRY`           | 3000          | milliseconds after which a browser reconnects             |
 
@@ -38,10 +42,14 @@ __all__ = ["Options", "bus_settings", "configure", "options", "project"]
 class Options(NamedTuple):
     """The options in force."""
 
+    backlog_bytes: int = 1 << 20
     bus: str = "local://"
     history_age: int = 86400
     history_bytes: int = 64 << 20
+    io_threads: int = 1
+    max_clients: int = 0
     max_event_bytes: int = 1 << 20
+    offload: bool = True
     publish_timeout: float = 10.0
     retry: int = 3000
 
@@ -52,7 +60,16 @@ class _InForce(NamedTuple):
     with_django: bool
 
 
-_SMALLEST = {"history_age": 1, "history_bytes": 1, "max_event_bytes": 1, "retry": 0}
+_SMALLEST = {
+    "backlog_bytes": 1,
+    "history_age": 1,
+    "history_bytes": 1,
+    "io_threads": 1,
+    "max_clients": 0,
+    "max_event_bytes": 1,
+    "retry": 0,
+}
+_LARGEST = {"io_threads": 256}
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
@@ -62,10 +79,14 @@ _begun: dict[str, Any] = {}
 
 def configure(
     *,
+    backlog_bytes: int | None = None,
     bus: str | None = None,
     history_age: int | None = None,
     history_bytes: int | None = None,
+    io_threads: int | None = None,
+    max_clients: int | None = None,
     max_event_bytes: int | None = None,
+    offload: bool | None = None,
     publish_timeout: float | None = None,
     retry: int | None = None,
 ) -> None:
@@ -77,10 +98,15 @@ def configure(
     first use of a channel with a name they cannot be changed.
 
     Args:
+        backlog_bytes: bytes that may wait for one offloaded client that does not read.
         bus: the URL of the bus.
         history_age: seconds that an event is kept.
         history_bytes: bytes of events kept for each channel.
+        io_threads: threads that write to offloaded clients, begun at the first of them.
+        max_clients: streams of this process at the most, 0 for no limit. One more is told to come
+            back in 30 seconds.
         max_event_bytes: the largest event on the wire, in bytes.
+        offload: whether streams leave Python where they can.
         publish_timeout: seconds that the bus may take to answer.
         retry: milliseconds after which a browser reconnects.
 
@@ -91,10 +117,14 @@ def configure(
     """
     global _in_force
     given = {
+        "backlog_bytes": backlog_bytes,
         "bus": bus,
         "history_age": history_age,
         "history_bytes": history_bytes,
+        "io_threads": io_threads,
+        "max_clients": max_clients,
         "max_event_bytes": max_event_bytes,
+        "offload": offload,
         "publish_timeout": publish_timeout,
         "retry": retry,
     }
@@ -169,6 +199,12 @@ def _django_settings() -> dict[str, Any]:
 def _from_text(name: str, text: str, variable: str) -> object:
     if name == "bus":
         return text
+    if name == "offload":
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ValueError(f"the environment variable {variable} must be true or false, not {text!r}")
     try:
         return float(text) if name == "publish_timeout" else int(text)
     except ValueError:
@@ -194,8 +230,14 @@ def _check(name: str, value: object, place: str) -> object:
         if not 0 < value <= 3600:
             raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {value}")
         return float(value)
+    if name == "offload":
+        if not isinstance(value, bool):
+            raise TypeError(f"{place} must be True or False, not {type(value).__name__}")
+        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{place} must be an int, not {type(value).__name__}")
+    if value > _LARGEST.get(name, value):
+        raise ValueError(f"{place} must be at most {_LARGEST[name]}, not {value}")
     if not _SMALLEST[name] <= value < 1 << 63:
         raise ValueError(f"{place} must be at least {_SMALLEST[name]} and below 2**63, not {value}")
     return value

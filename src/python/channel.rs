@@ -311,6 +311,7 @@ pub fn register(
     let reason = registered.gap.map(|gap| gap.reason());
     client.set_reset(reason);
     if let Some(stream) = stream {
+        stream.get().set_cursor(registered.cursor);
         stream.get().prepend([frame::opening(retry, registered.cursor)]);
         stream.get().prepend(reason.map(frame::reset));
     }
@@ -342,6 +343,7 @@ fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py
     let clients = PyDict::new(py);
     clients.set_item("queue", figures.queues)?;
     clients.set_item("stream", figures.streams)?;
+    clients.set_item("socket", figures.sockets)?;
     let disconnected = PyDict::new(py);
     for reason in Reason::ALL {
         disconnected.set_item(reason.name(), counters.disconnected(reason))?;

@@ -7,6 +7,7 @@ mod client;
 mod errors;
 mod greenlets;
 mod message;
+mod offload;
 mod parking;
 mod queue;
 mod stream;
@@ -27,6 +28,8 @@ mod _sse_channel {
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
+    use super::offload::{offload, offload_figures, unwatch};
+    #[pymodule_export]
     use super::parking::{Parking, forked};
     #[pymodule_export]
     use super::queue::Queue;
@@ -39,6 +42,7 @@ mod _sse_channel {
         module.add("ChannelClosed", errors::channel_closed(py)?)?;
         module.add("BusError", errors::bus_error(py)?)?;
         module.add("HEARTBEAT", crate::frame::HEARTBEAT)?;
+        module.add("REASONS", crate::metrics::Reason::ALL.map(crate::metrics::Reason::name))?;
         module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.

@@ -15,7 +15,7 @@ use slab::Slab;
 use crate::python::greenlets;
 use crate::sync::lock;
 use crate::wake::{Token, Wakeups};
-use crate::{inherited, process};
+use crate::{descriptors, process};
 
 /// A turn of the loop resumes waiters for this long; the rest comes in the next, after the loop's
 /// other work. gevent gives its own callbacks the same.
@@ -276,6 +276,6 @@ fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
 #[pyfunction]
 pub fn forked(py: Python<'_>) -> PyResult<()> {
     process::forked();
-    inherited::close_all();
+    descriptors::close_inherited();
     greenlets::forked(py)
 }

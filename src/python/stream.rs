@@ -1,7 +1,7 @@
 //! The stream that a Python server pulls bytes from: whole frames, several a step when they wait.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::event::Event;
+use crate::event_id::EventId;
 use crate::frame::HEARTBEAT;
 use crate::metrics::Reason;
 use crate::python::client::{Client, duration};
@@ -28,6 +29,8 @@ pub struct Stream {
     heartbeat: Option<Duration>,
     /// What goes out before anything live: the opening, a reset.
     prelude: Mutex<VecDeque<Bytes>>,
+    /// Where it was registered.
+    cursor: OnceLock<EventId>,
     /// Makes the first payload, once, after the prelude.
     initial: Mutex<Option<Py<PyAny>>>,
     ended: AtomicBool,
@@ -53,6 +56,32 @@ impl Stream {
     /// Adds to what goes out first.
     pub fn prepend(&self, frames: impl IntoIterator<Item = Bytes>) {
         lock(&self.prelude).extend(frames);
+    }
+
+    /// How long it may be idle until a heartbeat is sent.
+    pub fn every(&self) -> Option<Duration> {
+        self.heartbeat
+    }
+
+    /// Notes where it was registered.
+    pub fn set_cursor(&self, cursor: EventId) {
+        // A stream registers once.
+        let _ = self.cursor.set(cursor);
+    }
+
+    /// Where it was registered, and what goes out before anything live; `None` for one that is not
+    /// open, or of which something was taken already.
+    pub fn beginning(&self) -> Option<(EventId, Vec<u8>)> {
+        let prelude = lock(&self.prelude);
+        if prelude.is_empty() || self.ended.load(Relaxed) {
+            return None;
+        }
+        Some((*self.cursor.get()?, prelude.iter().flatten().copied().collect()))
+    }
+
+    /// Its client was taken over: it gives nothing more.
+    pub fn set_ended(&self) {
+        self.ended.store(true, Relaxed);
     }
 
     /// What there is without waiting.
@@ -152,6 +181,7 @@ impl Stream {
         let stream = Stream {
             heartbeat,
             prelude: Mutex::default(),
+            cursor: OnceLock::new(),
             initial: Mutex::new(None),
             ended: AtomicBool::new(false),
             opener: Mutex::new(None),
@@ -236,6 +266,11 @@ impl Stream {
 
     fn _set_initial(&self, initial: Py<PyAny>) {
         *lock(&self.initial) = Some(initial);
+    }
+
+    /// The callable of the first payload, given once: its argument says whether somebody can await.
+    fn _take_initial(&self) -> Option<Py<PyAny>> {
+        lock(&self.initial).take()
     }
 
     /// End the stream at once: a waiting step ends, what waits is not sent.

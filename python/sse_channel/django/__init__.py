@@ -20,8 +20,9 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 
-from ..channel import SSEChannel
+from ..channel import Overflow, SSEChannel
 from ..config import options
+from ..offload import COME_BACK_LATER, Backlog, Refused, is_full, refuse, take_over_wsgi
 from ..stream import EventStream, open_stream
 
 __all__ = ["EventStreamResponse", "last_event_id_of"]
@@ -51,6 +52,9 @@ class EventStreamResponse(StreamingHttpResponse):
         heartbeat: seconds of idleness after which a comment is sent; None for never.
         initial: the first payload; see `SSEChannel.stream`. A synchronous callable may use the
             ORM under ASGI too.
+        overflow: what happens to an event for which a client that does not read has no room, as
+            for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
+            history gives it what it missed), any other has its channel's policy.
         status, headers: as for any response. The stream's own headers can be overridden, except
             for the content type.
 
@@ -67,6 +71,7 @@ class EventStreamResponse(StreamingHttpResponse):
         last_event_id: str | None = None,
         heartbeat: float | None = 10.0,
         initial: Any = None,
+        overflow: Overflow | None = None,
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -84,18 +89,26 @@ class EventStreamResponse(StreamingHttpResponse):
         if callable(initial):
             initial = _without_connections(initial, is_asgi)
         self._stream: EventStream | None = None
-        if request.method != "HEAD":
+        rest: list[bytes] = []
+        if is_full():
+            # Not a 503, after which a browser never comes back.
+            rest = [COME_BACK_LATER]
+        elif request.method != "HEAD":
             if last_event_id is None:
                 last_event_id = last_event_id_of(request)
             self._stream = open_stream(
                 [channel._core for channel in opened],
                 capacity=opened[0]._capacity,
-                overflow=opened[0]._overflow,
+                overflow=overflow or opened[0]._overflow,
                 last_event_id=last_event_id,
                 heartbeat=heartbeat,
                 initial=initial,
             )
-        self._content: Any = _AsyncContent(self._stream) if is_asgi else (self._stream or iter(()))
+        self._environ: dict[str, Any] = its_request.META
+        self._backlog = Backlog(overflow or "disconnect", opened[0]._capacity)
+        self._content: Any = (
+            _AsyncContent(self._stream, rest) if is_asgi else (self._stream or iter(rest))
+        )
         super().__init__(
             self._content,
             status=status,
@@ -110,12 +123,28 @@ class EventStreamResponse(StreamingHttpResponse):
         request.META.pop("HTTP_ACCEPT_ENCODING", None)
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._stream is not None and self._is_taken_over(self._stream):
+            return iter(())
         _close_connections()
         if self._is_wrapped:
             return super().__iter__()
         # The server pulls from the stream itself, without a layer of Python for each frame.
         content: Iterator[bytes] = self._content
         return content
+
+    def _is_taken_over(self, stream: EventStream) -> bool:
+        """Whether the stream and its connection have left Python."""
+        if not options().offload:
+            return False
+        try:
+            if self._is_wrapped:
+                raise Refused("wrapped")
+            other_end = take_over_wsgi(stream, self._environ, self._backlog)
+        except Refused as reason:
+            refuse(str(reason))
+            return False
+        self._resource_closers.append(other_end.close)
+        return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         await _release_thread()
@@ -133,15 +162,18 @@ class EventStreamResponse(StreamingHttpResponse):
 class _AsyncContent:
     """The stream as an asynchronous iterator only, so that Django takes it for one."""
 
-    def __init__(self, stream: EventStream | None) -> None:
+    def __init__(self, stream: EventStream | None, rest: list[bytes]) -> None:
         self._stream = stream
+        self._rest = rest
 
     def __aiter__(self) -> _AsyncContent:
         return self
 
     async def __anext__(self) -> bytes:
         if self._stream is None:
-            raise StopAsyncIteration
+            if not self._rest:
+                raise StopAsyncIteration
+            return self._rest.pop()
         return await self._stream.__anext__()
 
     async def aclose(self) -> None:

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::event::Format;
 use crate::frame::Body;
 use crate::hub::Arrival;
-use crate::inherited::Inherited;
+use crate::descriptors::Inherited;
 use crate::sync::lock;
 use crate::wake::Wakeups;
 

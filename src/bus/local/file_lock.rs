@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use crate::error::{Error, Result};
-use crate::inherited::Inherited;
+use crate::descriptors::Inherited;
 use crate::sync::lock;
 
 /// A file to lock. A lock of `fcntl` belongs to the process: a forked child does not have it, and

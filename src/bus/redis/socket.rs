@@ -1,6 +1,6 @@
 //! A TCP connection that ends for its peer when it ends here.
 //!
-//! A forked child inherits a copy of the descriptor. It closes it (`inherited`); but a connection
+//! A forked child inherits a copy of the descriptor. It closes it (`descriptors`); but a connection
 //! that was only closed here would live on for Redis as long as any copy does, and one that is shut
 //! down first does not.
 
@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::inherited::Inherited;
+use crate::descriptors::Inherited;
 
 /// A connection that is shut down when it is dropped.
 #[derive(Debug)]

@@ -1,0 +1,183 @@
+"""Offload: handing a stream's connection over to the extension's I/O threads.
+
+A WSGI server calls the application, and then iterates what it returned. gunicorn has sent nothing
+by then and tells which socket it is about. So, when the iteration begins, the head of the response
+is built as gunicorn would have, the connection is duplicated and given to the extension with that
+head, and a dead socket takes its place under gunicorn's number. What gunicorn still writes goes
+there; it logs the request, closes, and is free for the next one, while the connection lives on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _sse_channel
+from .config import options
+
+if TYPE_CHECKING:
+    from .stream import EventStream
+
+__all__ = ["COME_BACK_LATER", "Backlog", "Refused", "is_full", "refuse", "take_over_wsgi"]
+
+#: All that a client gets for whom there is no place: in half a minute it asks again.
+COME_BACK_LATER = b"retry: 30000\n\n"
+
+#: Why streams were not offloaded in this process, and how often.
+refused: Counter[str] = Counter()
+
+
+class Refused(Exception):
+    """The stream stays with the server; the argument says why, in a word."""
+
+
+def refuse(reason: str) -> None:
+    """Count a stream that was not offloaded."""
+    refused[reason] += 1
+
+
+def is_full() -> bool:
+    """Whether this process has as many streams as `MAX_CLIENTS` allows; counts one refused."""
+    most = options().max_clients
+    if not most:
+        return False
+    channels = _sse_channel.figures().values()
+    streams = sum(each["clients"]["stream"] + each["clients"]["socket"] for each in channels)
+    if streams < most:
+        return False
+    refuse("full")
+    return True
+
+
+class Backlog(NamedTuple):
+    """What may wait for a client that does not read."""
+
+    policy: str
+    frames: int
+
+
+def take_over_wsgi(
+    stream: EventStream, environ: Mapping[str, Any], backlog: Backlog
+) -> socket.socket:
+    """Take a stream and its connection away from the server that is about to iterate it.
+
+    Returns:
+        The other end of the socket that the server has instead, to be closed when the server has
+        closed the response.
+
+    Raises:
+        Refused: the server iterates the stream itself, as it is.
+        Exception: whatever the first payload's callable raises.
+    """
+    response = _gunicorns_response(environ)
+    connection = response.sock
+    framing = _framing(response)
+    _check_connection(connection)
+    first = stream._take_initial()
+    body = b"" if first is None else first(False)
+    response.force_close()
+    head = "".join(
+        [*response.default_headers(), *(f"{k}: {v}\r\n" for k, v in response.headers), "\r\n"]
+    )
+    here, there = _dead_pair()
+    try:
+        _forget_in_loop(connection)
+        is_taken = _sse_channel.offload(
+            stream,
+            connection.fileno(),
+            head.encode("latin-1"),
+            body,
+            chunked=framing == "chunked",
+            policy=backlog.policy,
+            frames=backlog.frames,
+            bytes=options().backlog_bytes,
+            retry=options().retry,
+            threads=options().io_threads,
+        )
+        if not is_taken:
+            raise Refused("ended")
+        # From here on the connection is not the server's any more.
+        os.dup2(here.fileno(), connection.fileno(), inheritable=False)
+        response.headers_sent = True
+    except BaseException as error:
+        there.close()
+        if first is not None:
+            stream._set_initial(lambda _: body)
+        if isinstance(error, OSError):
+            raise Refused("descriptors") from error
+        raise
+    finally:
+        here.close()
+    return there
+
+
+def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
+    """Find gunicorn's own response: it has what other WSGI middleware made of the head.
+
+    It is a local of the function that iterates the application's response, below whatever other
+    iterators are in between.
+    """
+    connection = environ.get("gunicorn.socket")
+    module = sys.modules.get("gunicorn.http.wsgi")
+    if connection is None or module is None:
+        raise Refused("server")
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("gunicorn.workers."):
+            found = frame.f_locals.get("resp")
+            # Not those of HTTP/2, where one connection has many streams.
+            if type(found) is module.Response and found.sock is connection:
+                return found
+        frame = frame.f_back  # type: ignore[assignment]
+    raise Refused("server")
+
+
+def _framing(response: Any) -> str:
+    """How the body is delimited, if it is one that can be streamed as it is."""
+    if response.headers_sent or response.status is None:
+        raise Refused("begun")
+    if any(name.lower() == "content-encoding" for name, _ in response.headers):
+        raise Refused("wrapped")
+    if response.chunked:
+        return "chunked"
+    if response.req.version <= (1, 0) and response.response_length is None:
+        return "until-close"
+    raise Refused("protocol")
+
+
+def _check_connection(connection: Any) -> None:
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(connection, ssl.SSLSocket):
+        raise Refused("tls")
+    if type(connection).__module__ not in ("socket", "gevent._socket3"):
+        raise Refused("server")
+
+
+def _forget_in_loop(connection: Any) -> None:
+    """Take the connection out of the loop of gevent's hub, which may have waited for it."""
+    if type(connection).__module__.startswith("gevent"):
+        from gevent import get_hub
+
+        epoll = get_hub().loop.fileno()
+        if epoll is not None and epoll >= 0:
+            _sse_channel.unwatch(epoll, connection.fileno())
+
+
+def _dead_pair() -> tuple[Any, Any]:
+    """Make a socket from which nothing comes but the end, and its other end.
+
+    What is written to it is taken as long as the other end is open.
+    """
+    # The system's, also where gevent has put its own in its place: nobody waits for it.
+    import _socket
+
+    try:
+        here, there = _socket.socketpair()  # type: ignore[attr-defined]
+    except OSError as error:
+        raise Refused("descriptors") from error
+    there.shutdown(socket.SHUT_WR)
+    return here, there

@@ -1,0 +1,261 @@
+//! One client's connection: what waits for it, and how it is written.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
+use smallvec::SmallVec;
+use socket2::SockRef;
+
+use crate::descriptors::Own;
+use crate::event_id::EventId;
+use crate::metrics::Reason;
+use crate::offload::piece::{Framing, Piece};
+use crate::queue::Overflow;
+
+/// Pieces that one vectored write takes.
+const VECTOR: usize = 16;
+
+/// Bytes that a client may send after its request, which nobody reads: more is no browser.
+const MOST_UNREAD: usize = 64 << 10;
+
+/// What bounds what waits for one client.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog {
+    /// Frames.
+    pub frames: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// What happens to what is over it.
+    pub overflow: Overflow,
+}
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It reads history after this id, a few events at a time.
+    Behind(EventId),
+    /// It gets what is passed after this place in the hub's order.
+    Live(u64),
+    /// It is written to its end, and then no more.
+    Ending,
+    /// It was written to its end: the peer is given the time to read it.
+    Lingering,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrote {
+    /// All of it.
+    All,
+    /// The socket takes no more now.
+    Blocked,
+    /// The connection is over.
+    Gone(Reason),
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Own,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its route, and its place among the route's members.
+    pub route: usize,
+    /// See `route`.
+    pub place: usize,
+    /// How its body is delimited.
+    pub framing: Framing,
+    /// Milliseconds of idleness after which a heartbeat is sent; 0 for never.
+    pub heartbeat: u32,
+    /// When it last took bytes, in milliseconds of its shard.
+    pub written_at: u64,
+    /// Tells it from another one in the same place.
+    pub number: u64,
+    limits: Backlog,
+    /// What waits, oldest first; the first is sent up to `sent`.
+    backlog: VecDeque<Arc<Piece>>,
+    sent: usize,
+    frames: usize,
+    bytes: usize,
+    unread: usize,
+}
+
+impl Connection {
+    /// A connection that has sent nothing; `head` goes first.
+    pub fn new(socket: Own, framing: Framing, limits: Backlog, heartbeat: u32) -> Connection {
+        Connection {
+            socket,
+            phase: Phase::Live(0),
+            route: 0,
+            place: 0,
+            framing,
+            heartbeat,
+            written_at: 0,
+            number: 0,
+            limits,
+            backlog: VecDeque::new(),
+            sent: 0,
+            frames: 0,
+            bytes: 0,
+            unread: 0,
+        }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Own {
+        &self.socket
+    }
+
+    /// Whether nothing waits.
+    pub fn is_idle(&self) -> bool {
+        self.backlog.is_empty()
+    }
+
+    /// Adds to what waits, whatever its limits say: what leads to the first live event, or ends all.
+    pub fn push(&mut self, piece: Arc<Piece>) {
+        if piece.bytes().is_empty() {
+            return;
+        }
+        self.frames += piece.frames() as usize;
+        self.bytes += piece.bytes().len();
+        self.backlog.push_back(piece);
+    }
+
+    /// Adds an event's piece under the limits. False: the client is to be disconnected.
+    pub fn offer(&mut self, piece: &Arc<Piece>) -> bool {
+        let (frames, bytes) = (piece.frames() as usize, piece.bytes().len());
+        while !self.backlog.is_empty()
+            && (self.frames + frames > self.limits.frames || self.bytes + bytes > self.limits.bytes)
+        {
+            match self.limits.overflow {
+                Overflow::Disconnect => {
+                    piece.count_dropped();
+                    return false;
+                }
+                Overflow::DropNewest => {
+                    piece.count_dropped();
+                    return true;
+                }
+                Overflow::DropOldest => {
+                    // One that is partly sent must be sent whole, and one of no event opens or
+                    // ends the stream.
+                    let is_begun = usize::from(self.sent > 0);
+                    let oldest =
+                        (is_begun..self.backlog.len()).find(|at| self.backlog[*at].frames() > 0);
+                    let Some(dropped) = oldest.and_then(|at| self.backlog.remove(at)) else { break };
+                    self.frames -= dropped.frames() as usize;
+                    self.bytes -= dropped.bytes().len();
+                    dropped.count_dropped();
+                }
+            }
+        }
+        self.push(Arc::clone(piece));
+        true
+    }
+
+    /// Writes a piece to a connection for which nothing waits. What is left of it waits.
+    pub fn write(&mut self, piece: &Arc<Piece>) -> Wrote {
+        let bytes = piece.bytes();
+        match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(count) if count == bytes.len() => Wrote::All,
+            Ok(count) => {
+                self.push(Arc::clone(piece));
+                self.sent = count;
+                Wrote::Blocked
+            }
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => {
+                self.push(Arc::clone(piece));
+                Wrote::Blocked
+            }
+            Err(errno) => Wrote::Gone(reason_of(errno)),
+        }
+    }
+
+    /// Writes what waits, several pieces at once; counts those that are through.
+    pub fn flush(&mut self) -> Wrote {
+        while !self.backlog.is_empty() {
+            let sent = {
+                let mut slices: SmallVec<[IoSlice<'_>; VECTOR]> = SmallVec::new();
+                let mut from = self.sent;
+                for piece in self.backlog.iter().take(VECTOR) {
+                    // What is sent of the first is less than all of it.
+                    slices.push(IoSlice::new(piece.bytes().get(from..).unwrap_or_default()));
+                    from = 0;
+                }
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                sendmsg(&self.socket, &slices, &mut SendAncillaryBuffer::default(), flags)
+            };
+            match sent {
+                Ok(count) => self.advance(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => return Wrote::Blocked,
+                Err(errno) => return Wrote::Gone(reason_of(errno)),
+            }
+        }
+        Wrote::All
+    }
+
+    fn advance(&mut self, count: usize) {
+        let mut left = self.sent + count;
+        while let Some(first) = self.backlog.front() {
+            if left < first.bytes().len() {
+                break;
+            }
+            left -= first.bytes().len();
+            self.frames -= first.frames() as usize;
+            self.bytes -= first.bytes().len();
+            first.count_delivered(1);
+            self.backlog.pop_front();
+        }
+        if self.backlog.is_empty() {
+            // A client that was slow once keeps no room for it.
+            self.backlog = VecDeque::new();
+        }
+        self.sent = left;
+    }
+
+    /// Takes what the peer sent, which means nothing; or tells that it is gone.
+    pub fn read_away(&mut self, scratch: &mut [u8]) -> Option<Reason> {
+        loop {
+            match recv(&self.socket, &mut *scratch, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Some(Reason::Left),
+                Ok((_, count)) => {
+                    self.unread += count;
+                    if self.unread > MOST_UNREAD {
+                        return Some(Reason::Flood);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return None,
+                Err(errno) => return Some(reason_of(errno)),
+            }
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub fn finish(&self) {
+        // It may be gone already.
+        let _ = shutdown(&self.socket, Shutdown::Write);
+    }
+
+    /// Ends the connection, also for copies of it that a forked child may have. `at_once` frees what
+    /// the kernel keeps for a peer that does not read.
+    pub fn end(&self, at_once: bool) {
+        if at_once {
+            let _ = SockRef::from(&self.socket.as_fd()).set_linger(Some(std::time::Duration::ZERO));
+        }
+        // It may be gone already.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+fn reason_of(errno: Errno) -> Reason {
+    match errno {
+        Errno::TIMEDOUT => Reason::Timeout,
+        _ => Reason::Left,
+    }
+}

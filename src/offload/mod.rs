@@ -1,0 +1,203 @@
+//! Offload: streams that leave Python. A server's connection is handed over, with the head of its
+//! response, to a thread of this process that writes to all of them and needs no interpreter.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `piece` | frames in the bytes of a connection, encoded once for all of it |
+//! | `connection` | one connection, and what waits for it |
+//! | `shard` | one I/O thread |
+
+mod connection;
+mod piece;
+mod shard;
+
+use std::os::fd::{AsFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::bus::Bus;
+use crate::descriptors::{self, Own};
+use crate::error::{Error, Result};
+use crate::event_id::EventId;
+use crate::hub::{Hub, Outlet};
+use crate::queue::Client;
+use crate::sync::lock;
+
+use connection::Connection;
+use piece::Piece;
+use shard::{Inbox, Item, Joining, Shard};
+
+pub use connection::Backlog;
+pub use piece::Framing;
+
+/// A peer that acknowledges nothing for so long is given up by the kernel.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// Bytes that the kernel keeps for a client beyond what is under way to it.
+const UNSENT: u32 = 64 << 10;
+
+/// How long the end of all streams may take, well within a server's graceful timeout.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The I/O threads of a process, begun at the first connection.
+#[derive(Debug, Default)]
+pub struct Offload {
+    /// Held to begin or to end them, and to choose one.
+    running: Mutex<Running>,
+    /// Streams that were offloaded since the process began.
+    taken: AtomicU64,
+    /// Milliseconds after which clients come back, as they were told last.
+    retry: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    threads: Vec<(Arc<Inbox>, Receiver<()>)>,
+    is_over: bool,
+}
+
+/// A stream to be offloaded.
+#[derive(Debug)]
+pub struct Handover<'a> {
+    /// The stream's hub.
+    pub hub: &'a Arc<Hub>,
+    /// To be told when the client has left.
+    pub bus: Option<Weak<dyn Bus>>,
+    /// The stream, which is ended.
+    pub client: &'a Arc<Client>,
+    /// Where it was registered.
+    pub cursor: EventId,
+    /// The number of the descriptor that somebody else holds.
+    pub fd: RawFd,
+    /// The head of the response.
+    pub head: &'a [u8],
+    /// The first frames of the body.
+    pub body: &'a [u8],
+    /// How the body is delimited.
+    pub framing: Framing,
+    /// What may wait for it.
+    pub backlog: Backlog,
+    /// The heartbeat.
+    pub heartbeat: Option<Duration>,
+    /// Milliseconds after which the client comes back.
+    pub retry: u64,
+    /// I/O threads to begin, if none run yet.
+    pub threads: usize,
+}
+
+impl Offload {
+    /// Hands a connection over. False: the stream has ended already, and nothing was done.
+    ///
+    /// # Errors
+    /// `Io` when the process has no more descriptors, `Bus` when it is ending; nothing was done.
+    pub fn take(&self, handover: Handover<'_>) -> Result<bool> {
+        let inbox = self.choose(handover.threads)?;
+        let socket = Own::from(descriptors::duplicate(handover.fd)?);
+        set_up(&socket, handover.heartbeat.is_none());
+        let heartbeat = handover.heartbeat.map_or(0, |every| {
+            u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1)
+        });
+        let mut connection =
+            Connection::new(socket, handover.framing, handover.backlog, heartbeat);
+        let mut first = handover.head.to_vec();
+        first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
+        connection.push(Arc::new(Piece::plain(None, &first)));
+        let outlet: Arc<dyn Outlet> = Arc::clone(&inbox) as _;
+        inbox.connections.fetch_add(1, Relaxed);
+        let bus = handover.bus;
+        let is_taken = handover.hub.hand_over(
+            handover.client,
+            handover.cursor,
+            shard::STEP,
+            &outlet,
+            |route, first, sequence| {
+                let joining = Joining { connection, route, first, sequence, bus };
+                inbox.push(Item::Join(Box::new(joining)));
+            },
+        );
+        if is_taken {
+            self.retry.store(handover.retry, Relaxed);
+            self.taken.fetch_add(1, Relaxed);
+            inbox.ring();
+        } else {
+            inbox.connections.fetch_sub(1, Relaxed);
+        }
+        Ok(is_taken)
+    }
+
+    /// The thread with the fewest connections.
+    fn choose(&self, threads: usize) -> Result<Arc<Inbox>> {
+        let mut running = lock(&self.running);
+        if running.is_over {
+            return Err(Error::Bus("the process is ending".to_owned()));
+        }
+        if running.threads.is_empty() {
+            descriptors::raise_limit();
+            for number in 0..threads.max(1) {
+                let inbox = Arc::new(Inbox::new()?);
+                let (alive, ended) = bounded(0);
+                let shard = Shard::new(Arc::clone(&inbox), alive)?;
+                thread::Builder::new()
+                    .name(format!("sse-channel-io{number}"))
+                    .spawn(move || shard.run())?;
+                running.threads.push((inbox, ended));
+            }
+        }
+        let fewest = running.threads.iter().min_by_key(|(inbox, _)| inbox.connections.load(Relaxed));
+        let fewest = fewest.map(|(inbox, _)| Arc::clone(inbox));
+        fewest.ok_or_else(|| Error::Bus("no I/O thread could be begun".to_owned()))
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> usize {
+        let running = lock(&self.running);
+        running.threads.iter().map(|(inbox, _)| inbox.connections.load(Relaxed)).sum()
+    }
+
+    /// Streams that were offloaded since the process began.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Relaxed)
+    }
+
+    /// Ends all connections: what waits is sent, each client is told when to come back, not all
+    /// at one time, and the body is ended. Waits two seconds at the most.
+    pub fn shut_down(&self) {
+        let threads = {
+            let mut running = lock(&self.running);
+            running.is_over = true;
+            std::mem::take(&mut running.threads)
+        };
+        let deadline = Instant::now() + FAREWELL;
+        let clients: usize =
+            threads.iter().map(|(inbox, _)| inbox.connections.load(Relaxed)).sum();
+        for (inbox, _) in &threads {
+            let retry = self.retry.load(Relaxed);
+            inbox.push(Item::ShutDown { deadline, retry, clients: clients as u64 });
+            inbox.ring();
+        }
+        for (_, ended) in &threads {
+            // Told by the end of the other side. A thread that is late is left behind.
+            let _ = ended.recv_deadline(deadline + Duration::from_millis(500));
+        }
+    }
+}
+
+/// What a connection of a stream should be like; a Unix socket has none of it.
+fn set_up(socket: &Own, needs_keepalive: bool) {
+    let fd = socket.as_fd();
+    let socket = SockRef::from(&fd);
+    // An event is to go at once, and it is one write already.
+    let _ = socket.set_tcp_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    let _ = socket.set_tcp_notsent_lowat(UNSENT);
+    if needs_keepalive {
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(UNACKNOWLEDGED));
+    }
+}

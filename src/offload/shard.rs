@@ -1,0 +1,604 @@
+//! One I/O thread: its connections, what it is passed, and when it looks after whom.
+//!
+//! The hub passes an event once to each thread. Here it is encoded once for each kind of connection,
+//! and written to one connection after the other; nobody is woken for it. What does not fit into a
+//! socket waits, and the system tells when there is room again.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::bus::Bus;
+use crate::descriptors::Inherited;
+use crate::error::Result;
+use crate::event::Event;
+use crate::frame::{self, HEARTBEAT};
+use crate::history::Gap;
+use crate::hub::{ChannelNumber, First, Outlet, Passed, Route};
+use crate::metrics::Reason;
+use crate::offload::connection::{Connection, Phase, Wrote};
+use crate::offload::piece::{self, Framing, Piece};
+use crate::sync::lock;
+use crate::wake::Wakeups;
+
+/// The bell's place among what is watched.
+const BELL: Token = Token(usize::MAX);
+
+/// Events that a connection which is behind is given at a time.
+pub const STEP: usize = 64;
+
+/// Connections that are behind and are served before a look at all others.
+const TURN: usize = 64;
+
+/// A peer that takes nothing for so long, though something waits, is given up: milliseconds.
+const STALLED: u64 = 30_000;
+
+/// Between two looks at a connection that has no heartbeat: milliseconds.
+const LOOK_EVERY: u32 = 15_000;
+
+/// How long a peer may take to read the end before the connection is closed: milliseconds.
+const LINGER: u64 = 500;
+
+/// What a thread is told.
+#[derive(Debug)]
+pub enum Item {
+    /// An event, or the end of a channel.
+    Passed(Passed),
+    /// A new connection.
+    Join(Box<Joining>),
+    /// Everything is to come to its end until then.
+    ShutDown {
+        /// When what is left is cut off.
+        deadline: Instant,
+        /// The shortest time in which a client comes back, in milliseconds.
+        retry: u64,
+        /// Clients of the process: the more there are, the longer they are spread over.
+        clients: u64,
+    },
+}
+
+/// A connection on its way to its thread.
+#[derive(Debug)]
+pub struct Joining {
+    /// The connection; the head of its response and all that comes before events waits in it.
+    pub connection: Connection,
+    /// What it listens to.
+    pub route: Route,
+    /// What it is given first.
+    pub first: First,
+    /// From where on in the hub's order it is live.
+    pub sequence: u64,
+    /// To be told when a client left.
+    pub bus: Option<Weak<dyn Bus>>,
+}
+
+/// The way to an I/O thread.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Held to put or to take, also under a hub's lock.
+    items: Mutex<Vec<Item>>,
+    bell: Wakeups,
+    /// Rung and not yet answered.
+    is_rung: AtomicBool,
+    /// Connections of this thread, those on their way included.
+    pub connections: AtomicUsize,
+}
+
+impl Inbox {
+    /// Takes one descriptor.
+    ///
+    /// # Errors
+    /// `Io` when there is none.
+    pub fn new() -> Result<Inbox> {
+        Ok(Inbox {
+            items: Mutex::default(),
+            bell: Wakeups::new()?,
+            is_rung: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Puts something in; `ring` tells of it.
+    pub fn push(&self, item: Item) {
+        lock(&self.items).push(item);
+    }
+
+    fn take(&self) -> Vec<Item> {
+        // Before the look: who puts something in after it rings again.
+        if self.is_rung.swap(false, Relaxed) {
+            self.bell.take();
+        }
+        std::mem::take(&mut *lock(&self.items))
+    }
+}
+
+impl Outlet for Inbox {
+    fn put(&self, passed: Passed) {
+        self.push(Item::Passed(passed));
+    }
+
+    fn ring(&self) {
+        if !self.is_rung.swap(true, Relaxed) {
+            self.bell.ring();
+        }
+    }
+}
+
+/// What several connections have in common: the same channels.
+#[derive(Debug)]
+struct Group {
+    route: Route,
+    bus: Option<Weak<dyn Bus>>,
+    members: Vec<usize>,
+}
+
+type GroupName = SmallVec<[ChannelNumber; 1]>;
+
+/// The thread's own state.
+#[derive(Debug)]
+pub struct Shard {
+    inbox: Arc<Inbox>,
+    poll: Poll,
+    _inherited: [Inherited; 2],
+    connections: Slab<Connection>,
+    groups: Slab<Group>,
+    group_of: HashMap<GroupName, usize>,
+    groups_of: HashMap<ChannelNumber, SmallVec<[usize; 1]>>,
+    /// When a connection is looked after next: milliseconds, its place, its number.
+    due: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// Those that are behind and can be written to.
+    behind: VecDeque<(usize, u64)>,
+    heartbeats: [Arc<Piece>; 2],
+    started: Instant,
+    random: RandomState,
+    numbers: u64,
+    scratch: Vec<u8>,
+    /// Set at the shutdown.
+    deadline: Option<Instant>,
+    /// Dropped at the thread's end.
+    _alive: Sender<()>,
+}
+
+impl Shard {
+    /// A thread's state; it begins with `run`.
+    ///
+    /// # Errors
+    /// `Io` when there are no descriptors.
+    pub fn new(inbox: Arc<Inbox>, alive: Sender<()>) -> Result<Shard> {
+        let poll = Poll::new()?;
+        let bell = inbox.bell.fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&bell), BELL, Interest::READABLE)?;
+        let inherited = [Inherited::new(poll.as_raw_fd()), Inherited::new(bell)];
+        let heartbeat = |framing| Arc::new(Piece::plain(Some(framing), HEARTBEAT));
+        Ok(Shard {
+            inbox,
+            poll,
+            _inherited: inherited,
+            connections: Slab::new(),
+            groups: Slab::new(),
+            group_of: HashMap::new(),
+            groups_of: HashMap::new(),
+            due: BinaryHeap::new(),
+            behind: VecDeque::new(),
+            heartbeats: [heartbeat(Framing::Chunked), heartbeat(Framing::UntilClose)],
+            started: Instant::now(),
+            random: RandomState::new(),
+            numbers: 0,
+            scratch: vec![0; 4096],
+            deadline: None,
+            _alive: alive,
+        })
+    }
+
+    /// Serves until the shutdown is through.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            let timeout = self.timeout();
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != ErrorKind::Interrupted
+            {
+                // Nothing can be waited for: not to spin is all that is left.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            self.take_items();
+            for event in &events {
+                if event.token() != BELL {
+                    self.look_at(event.token().0, event.is_writable());
+                }
+            }
+            self.serve_those_behind();
+            self.serve_those_due();
+            if let Some(deadline) = self.deadline
+                && (self.connections.is_empty() || Instant::now() >= deadline)
+            {
+                for (_, connection) in &self.connections {
+                    connection.end(false);
+                }
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.behind.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let now = self.now();
+        let next = self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
+        let end = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        match (next, end) {
+            (Some(next), Some(end)) => Some(next.min(end)),
+            (next, end) => next.or(end),
+        }
+    }
+
+    /// A number from 0 to below 1.
+    fn chance(&self, seed: u64) -> f64 {
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(seed);
+        (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    // --- What it is told ---------------------------------------------------------------------
+
+    fn take_items(&mut self) {
+        let mut events = Vec::new();
+        let mut ended = Vec::new();
+        let mut shut_down = None;
+        for item in self.inbox.take() {
+            match item {
+                // Before the events of the same turn: those that it must not have are before its
+                // place in the order.
+                Item::Join(joining) => self.join(*joining),
+                Item::Passed(Passed::Event { channel, sequence, event }) => {
+                    events.push((channel, sequence, event));
+                }
+                Item::Passed(Passed::End(channel)) => ended.push(channel),
+                Item::ShutDown { deadline, retry, clients } => {
+                    shut_down = Some((deadline, retry, clients));
+                }
+            }
+        }
+        self.fan_out(&events);
+        for channel in ended {
+            self.end_channel(channel);
+        }
+        if let Some((deadline, retry, clients)) = shut_down {
+            self.shut_down(deadline, retry, clients);
+        }
+    }
+
+    fn join(&mut self, joining: Joining) {
+        let Joining { mut connection, route, first, sequence, bus } = joining;
+        self.numbers += 1;
+        let now = self.now();
+        connection.number = self.numbers;
+        connection.written_at = now;
+        connection.phase = match first {
+            First::After(cursor) => Phase::Behind(cursor),
+            First::Events(events) => {
+                for piece in Piece::of_events(connection.framing, &events) {
+                    connection.push(piece);
+                }
+                Phase::Live(sequence)
+            }
+        };
+        let name: GroupName = route.channels.iter().map(|(_, number)| *number).collect();
+        let group = match self.group_of.get(&name) {
+            Some(group) => *group,
+            None => {
+                let group = self.groups.insert(Group { route, bus, members: Vec::new() });
+                for channel in &name {
+                    self.groups_of.entry(*channel).or_default().push(group);
+                }
+                self.group_of.insert(name, group);
+                group
+            }
+        };
+        let fd = connection.socket().as_raw_fd();
+        let interval = interval(&connection);
+        let number = connection.number;
+        connection.route = group;
+        connection.place = self.groups[group].members.len();
+        let place = self.connections.insert(connection);
+        self.groups[group].members.push(place);
+        // Told once at each change: neither reading nor writing needs another call for it.
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if self.poll.registry().register(&mut SourceFd(&fd), Token(place), both).is_err() {
+            self.remove(place, Reason::Left);
+            return;
+        }
+        // Not all at one time, also of those that came at one time.
+        let wait = f64::from(interval) * (0.5 + self.chance(number) / 2.0);
+        self.due.push(Reverse((now + wait as u64, place, number)));
+        self.go_on(place);
+    }
+
+    /// Gives events to all connections that listen.
+    fn fan_out(&mut self, events: &[(ChannelNumber, u64, Arc<Event>)]) {
+        let mut groups: SmallVec<[usize; 4]> = SmallVec::new();
+        for (channel, _, _) in events {
+            for group in self.groups_of.get(channel).into_iter().flatten() {
+                if !groups.contains(group) {
+                    groups.push(*group);
+                }
+            }
+        }
+        // Asked once for all.
+        let now = self.now();
+        let mut gone = Vec::new();
+        for group in groups {
+            let Some(group) = self.groups.get(group) else { continue };
+            let listens =
+                |channel: &ChannelNumber| group.route.channels.iter().any(|(_, its)| its == channel);
+            let its: SmallVec<[&(ChannelNumber, u64, Arc<Event>); 4]> =
+                events.iter().filter(|(channel, ..)| listens(channel)).collect();
+            let Some((_, first, _)) = its.first() else { continue };
+            let mut shared = [None, None];
+            for place in &group.members {
+                let Some(connection) = self.connections.get_mut(*place) else { continue };
+                let Phase::Live(since) = connection.phase else { continue };
+                let framing = connection.framing;
+                let own;
+                let (pieces, done) = if since < *first {
+                    let entry = shared[framing as usize].get_or_insert_with(|| {
+                        (Piece::of_events(framing, its.iter().map(|(_, _, event)| event)), 0)
+                    });
+                    (&entry.0, &mut entry.1)
+                } else {
+                    let later = its.iter().filter(|(_, sequence, _)| *sequence > since);
+                    own = Piece::of_events(framing, later.map(|(_, _, event)| event));
+                    (&own, &mut 0)
+                };
+                match give(connection, pieces, done) {
+                    Ok(true) => connection.written_at = now,
+                    Ok(false) => {}
+                    Err(reason) => gone.push((*place, reason)),
+                }
+            }
+            for (pieces, done) in shared.iter().flatten() {
+                for piece in pieces {
+                    piece.count_delivered(*done);
+                }
+            }
+        }
+        for (place, reason) in gone {
+            self.remove(place, reason);
+        }
+    }
+
+    /// A private channel is gone: its connections end after what is left.
+    fn end_channel(&mut self, channel: ChannelNumber) {
+        let groups = self.groups_of.get(&channel).cloned().unwrap_or_default();
+        let members: Vec<usize> =
+            groups.iter().flat_map(|group| self.groups[*group].members.clone()).collect();
+        for place in members {
+            self.end_after_what_waits(place, None);
+        }
+    }
+
+    fn shut_down(&mut self, deadline: Instant, retry: u64, clients: u64) {
+        self.deadline = Some(deadline);
+        let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
+        // Thousands must not come back in one instant: one each millisecond, at the most.
+        let spread = retry.max(clients) as f64;
+        for place in places {
+            let retry = retry / 2 + (self.chance(place as u64) * spread) as u64;
+            self.end_after_what_waits(place, Some(format!("retry: {retry}\n\n")));
+        }
+    }
+
+    fn end_after_what_waits(&mut self, place: usize, farewell: Option<String>) {
+        let Some(connection) = self.connections.get_mut(place) else { return };
+        if matches!(connection.phase, Phase::Ending | Phase::Lingering) {
+            return;
+        }
+        connection.phase = Phase::Ending;
+        let framing = connection.framing;
+        let farewell = Piece::plain(Some(framing), farewell.unwrap_or_default().as_bytes());
+        connection.push(Arc::new(farewell));
+        connection.push(Arc::new(Piece::plain(None, piece::end(framing))));
+        self.go_on(place);
+    }
+
+    /// Why a connection was written to its end.
+    fn ending(&self) -> Reason {
+        if self.deadline.is_some() { Reason::Exit } else { Reason::Closed }
+    }
+
+    // --- Single connections ------------------------------------------------------------------
+
+    fn look_at(&mut self, place: usize, is_writable: bool) {
+        let Some(connection) = self.connections.get_mut(place) else { return };
+        if let Some(reason) = connection.read_away(&mut self.scratch) {
+            let is_over = connection.phase == Phase::Lingering;
+            self.remove(place, if is_over { self.ending() } else { reason });
+        } else if is_writable {
+            self.go_on(place);
+        }
+    }
+
+    /// Writes what waits, and then what its phase says.
+    fn go_on(&mut self, place: usize) {
+        let now = self.now();
+        let Some(connection) = self.connections.get_mut(place) else { return };
+        if !connection.is_idle() {
+            match connection.flush() {
+                Wrote::All => connection.written_at = now,
+                Wrote::Blocked => return,
+                Wrote::Gone(reason) => return self.remove(place, reason),
+            }
+        }
+        match connection.phase {
+            Phase::Live(_) | Phase::Lingering => {}
+            Phase::Behind(_) => self.behind.push_back((place, connection.number)),
+            Phase::Ending => {
+                connection.finish();
+                connection.phase = Phase::Lingering;
+                self.due.push(Reverse((now + LINGER, place, connection.number)));
+            }
+        }
+    }
+
+    /// Those that are behind get the next piece of history, a few at a time.
+    fn serve_those_behind(&mut self) {
+        for _ in 0..TURN {
+            let Some((place, number)) = self.behind.pop_front() else { return };
+            let Some(connection) = self.connections.get_mut(place) else { continue };
+            let Phase::Behind(cursor) = connection.phase else { continue };
+            if connection.number != number || !connection.is_idle() {
+                continue;
+            }
+            let group = &self.groups[connection.route];
+            let Some(hub) = group.route.hub.upgrade() else {
+                self.end_after_what_waits(place, None);
+                continue;
+            };
+            let step = hub.read_on(&group.route, cursor, STEP);
+            if step.has_gap {
+                let reset = frame::reset(Gap::TooOld.reason());
+                connection.push(Arc::new(Piece::plain(Some(connection.framing), &reset)));
+            }
+            for piece in Piece::of_events(connection.framing, &step.events) {
+                connection.push(piece);
+            }
+            connection.phase = match step.live_from {
+                Some(sequence) => Phase::Live(sequence),
+                None => Phase::Behind(step.cursor),
+            };
+            self.go_on(place);
+        }
+    }
+
+    fn serve_those_due(&mut self) {
+        let now = self.now();
+        while let Some(Reverse((at, place, number))) = self.due.peek().copied()
+            && at <= now
+        {
+            self.due.pop();
+            let chance = self.chance(number ^ at);
+            let Some(connection) = self.connections.get_mut(place) else { continue };
+            if connection.number != number {
+                continue;
+            }
+            if connection.phase == Phase::Lingering {
+                self.remove(place, self.ending());
+                continue;
+            }
+            let idle = now.saturating_sub(connection.written_at);
+            if !connection.is_idle() && idle >= STALLED {
+                self.remove(place, Reason::Timeout);
+                continue;
+            }
+            let interval = interval(connection);
+            // Spread, so that clients that all got the same event are not all due at once.
+            let patience = (f64::from(interval) * (0.75 + chance / 4.0)) as u64;
+            if connection.heartbeat > 0 && connection.is_idle() && idle >= patience {
+                let heartbeat = Arc::clone(&self.heartbeats[connection.framing as usize]);
+                match connection.write(&heartbeat) {
+                    Wrote::All => connection.written_at = now,
+                    Wrote::Blocked => {}
+                    Wrote::Gone(reason) => {
+                        self.remove(place, reason);
+                        continue;
+                    }
+                }
+            }
+            let last = connection.written_at;
+            let next = if idle >= patience { now + patience } else { last + patience };
+            self.due.push(Reverse((next.max(now + 1), place, number)));
+        }
+    }
+
+    fn remove(&mut self, place: usize, reason: Reason) {
+        let Some(connection) = self.connections.try_remove(place) else { return };
+        // Closing it would do as well, if no forked child had a copy.
+        let fd = connection.socket().as_raw_fd();
+        let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        connection.end(matches!(reason, Reason::Overflow | Reason::Timeout | Reason::Flood));
+        self.inbox.connections.fetch_sub(1, Relaxed);
+        let group = &mut self.groups[connection.route];
+        group.members.swap_remove(connection.place);
+        if let Some(moved) = group.members.get(connection.place)
+            && let Some(moved) = self.connections.get_mut(*moved)
+        {
+            moved.place = connection.place;
+        }
+        let outlet: Arc<dyn Outlet> = Arc::clone(&self.inbox) as _;
+        if let Some(hub) = group.route.hub.upgrade() {
+            hub.let_go(&group.route, &outlet, reason);
+        }
+        if group.members.is_empty() {
+            let bus = group.bus.as_ref().and_then(Weak::upgrade);
+            self.forget_group(connection.route);
+            if let Some(bus) = bus {
+                bus.left();
+            }
+        }
+    }
+
+    fn forget_group(&mut self, at: usize) {
+        let group = self.groups.remove(at);
+        let name: GroupName = group.route.channels.iter().map(|(_, number)| *number).collect();
+        for channel in &name {
+            if let Some(groups) = self.groups_of.get_mut(channel) {
+                groups.retain(|other| *other != at);
+                if groups.is_empty() {
+                    self.groups_of.remove(channel);
+                }
+            }
+        }
+        self.group_of.remove(&name);
+    }
+}
+
+/// Milliseconds between two looks at a connection.
+fn interval(connection: &Connection) -> u32 {
+    if connection.heartbeat > 0 { connection.heartbeat } else { LOOK_EVERY }
+}
+
+/// Gives pieces to a connection that is live. Whether the socket took all of them at once; those that
+/// it did are counted in `done` by the caller.
+fn give(
+    connection: &mut Connection,
+    pieces: &[Arc<Piece>],
+    done: &mut u64,
+) -> std::result::Result<bool, Reason> {
+    if let ([piece], true) = (pieces, connection.is_idle()) {
+        return match connection.write(piece) {
+            Wrote::All => {
+                *done += 1;
+                Ok(true)
+            }
+            Wrote::Blocked => Ok(false),
+            Wrote::Gone(reason) => Err(reason),
+        };
+    }
+    let was_idle = connection.is_idle();
+    for piece in pieces {
+        if !connection.offer(piece) {
+            return Err(Reason::Overflow);
+        }
+        // One by one while they go through: a burst is no backlog.
+        if was_idle && let Wrote::Gone(reason) = connection.flush() {
+            return Err(reason);
+        }
+    }
+    Ok(was_idle && connection.is_idle())
+}

@@ -1,0 +1,80 @@
+//! Handing a server's connection over to the I/O threads.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::descriptors;
+use crate::offload::{Backlog, Framing, Handover};
+use crate::process::Process;
+use crate::python::client::overflow;
+use crate::python::stream::Stream;
+
+/// Takes over the connection `fd` that a server holds, and the stream with it.
+///
+/// `head` is sent first, then what the stream opens with, then `body`. False, and nothing was done,
+/// for a stream that has ended or given something already.
+#[pyfunction]
+#[pyo3(signature = (stream, fd, head, body, *, chunked, policy, frames, bytes, retry, threads))]
+#[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
+pub fn offload(
+    stream: &Bound<'_, Stream>,
+    fd: RawFd,
+    head: &[u8],
+    body: &[u8],
+    chunked: bool,
+    policy: &str,
+    frames: usize,
+    bytes: usize,
+    retry: u64,
+    threads: usize,
+) -> PyResult<bool> {
+    let py = stream.py();
+    let client = stream.as_super().get();
+    let overflow = overflow(policy)?;
+    if client.is_foreign() {
+        return Ok(false);
+    }
+    let (Some((cursor, mut first)), Some(hub)) = (stream.get().beginning(), client.core.hub())
+    else {
+        return Ok(false);
+    };
+    first.extend_from_slice(body);
+    let process = Process::current();
+    let named = process.named().filter(|named| Arc::ptr_eq(&named.hub, &hub));
+    let handover = Handover {
+        hub: &hub,
+        bus: named.map(|named| Arc::downgrade(&named.bus)),
+        client: &client.core,
+        cursor,
+        fd,
+        head,
+        body: &first,
+        framing: if chunked { Framing::Chunked } else { Framing::UntilClose },
+        backlog: Backlog { frames, bytes, overflow },
+        heartbeat: stream.get().every(),
+        retry,
+        threads,
+    };
+    let taken = py.detach(|| process.offload().take(handover))?;
+    stream.get().set_ended();
+    Ok(taken)
+}
+
+/// Connections of this process that left Python: now, and since it began.
+#[pyfunction]
+pub fn offload_figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let process = Process::current();
+    let dict = PyDict::new(py);
+    dict.set_item("connections", process.offload().connections())?;
+    dict.set_item("taken", process.offload().taken())?;
+    Ok(dict)
+}
+
+/// Takes a descriptor out of the epoll set of somebody else's loop.
+#[pyfunction]
+pub fn unwatch(epoll: RawFd, fd: RawFd) {
+    descriptors::unwatch(epoll, fd);
+}
