@@ -1,0 +1,351 @@
+"""Streams side by side in one run: this library, what it replaces, its peers, and the floor.
+
+For each server: COUNT clients of `benches/load` connect; then one event a second, and the delay from
+the publish call until each client has read it; then 40 events at once. Every client checks that it
+gets every event, once and in order; a server that fails it is named. What is told: the delay's
+quantiles, deliveries a second of the burst, connects a second, memory a client (proportional set size
+of the server's processes, over what they took before), and processor time per 1,000 deliveries.
+
+python benches/streams.py [--clients 1000 10000] [--only NAME …] [--json FILE]
+
+needs cargo, the group `bench`, and for nchan Debian's nginx-light and libnginx-mod-nchan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LOAD = ROOT / "target/release/examples/load"
+HOST = "127.0.0.1"
+SECONDS = 10  # of one event each
+BURST = 40  # events at once
+TEXT = "x" * 200
+
+
+# --- The servers ---------------------------------------------------------------------------
+
+
+@dataclass
+class Kind:
+    """A server, and how to start it."""
+
+    command: list[str]
+    stream: str = "/stream/"
+    publish: str = "/publish/"
+    environment: dict[str, str] = field(default_factory=dict)
+    largest: int = 1_000_000
+    "Clients that it is given at the most: more take it too long."
+
+
+def gunicorn(worker: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "gunicorn", "--no-control-socket", "-k", worker, "-b", "{address}"),
+        *("--worker-connections", "30000", "--backlog", "2048", "--log-level", "error", *more),
+    ]
+
+
+def uvicorn(app: str, loop: str = "uvloop") -> list[str]:
+    return [
+        *(sys.executable, "-m", "uvicorn", app, "--loop", loop, "--host", HOST, "--port", "{port}"),
+        *("--log-level", "error", "--no-access-log", "--backlog", "2048"),
+    ]
+
+
+WSGI, ASGI = "django_app:wsgi", "django_app:asgi"
+OFF = {"BENCH_OFFLOAD": "0"}
+KINDS = {
+    "floor": Kind([str(LOAD), "floor", "{port}"]),
+    "offloaded, sync": Kind([*gunicorn("sync"), WSGI]),
+    "offloaded, gthread": Kind([*gunicorn("gthread", "--threads", "4"), WSGI]),
+    "offloaded, gevent": Kind([*gunicorn("gevent"), WSGI]),
+    "offloaded, sync, 2 I/O threads": Kind(
+        [*gunicorn("sync"), WSGI], environment={"BENCH_IO_THREADS": "2"}
+    ),
+    "not offloaded, gevent": Kind([*gunicorn("gevent"), WSGI], environment=OFF),
+    "not offloaded, uvicorn": Kind(uvicorn(ASGI), environment=OFF),
+    "nchan, 1 worker": Kind(["nginx", "1"]),
+    "nchan, 2 workers": Kind(["nginx", "2"]),
+    "replaced: gevent.queue": Kind(
+        [*gunicorn("gevent"), WSGI], stream="/replaced/", publish="/publish-replaced/"
+    ),
+    "sse-starlette, uvicorn": Kind(uvicorn("starlette_app:app")),
+    "django-eventstream, uvicorn": Kind(uvicorn("eventstream_app:asgi"), largest=1000),
+}
+
+NGINX = """
+load_module modules/ngx_nchan_module.so;
+daemon off; master_process on; worker_processes {workers};
+pid {directory}/pid; error_log {directory}/error.log error;
+events {{ worker_connections 19000; }}
+http {{
+    access_log off;
+    nchan_max_reserved_memory 256m;
+    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen {address} backlog=2048;
+        location /stream/ {{
+            nchan_subscriber eventsource; nchan_channel_id bench;
+            nchan_subscriber_first_message newest;
+        }}
+        location /publish/ {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 100; }}
+    }}
+}}
+"""
+
+
+class Server:
+    """A server that runs."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name, self.kind = name, KINDS[name]
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            self.port = probe.getsockname()[1]
+        address = f"{HOST}:{self.port}"
+        command = self.kind.command
+        if command[0] == "nginx":
+            nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+            config = directory / "nginx.conf"
+            config.write_text(
+                NGINX.format(workers=command[1], directory=directory, address=address)
+            )
+            command = [nginx, "-c", str(config), "-p", str(directory)]
+        self.process = subprocess.Popen(
+            [word.format(address=address, port=self.port) for word in command],
+            cwd=HERE / "servers",
+            env={**os.environ, **self.kind.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
+                break
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} did not start")
+            time.sleep(0.05)
+        time.sleep(1)
+
+    def publish(self, first: int, count: int) -> int:
+        """Publish `count` events; the nanosecond in which it began."""
+        if self.name == "floor":
+            self.process.stdin.write(f"publish {first} {count}\n")
+            self.process.stdin.flush()
+            while True:
+                answer = json.loads(self.process.stdout.readline())
+                if "begun" in answer:
+                    return answer["begun"]
+        if self.kind.command[0] == "nginx":
+            begun = time.monotonic_ns()
+            connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+            for n in range(first, first + count):
+                text = json.dumps({"n": n, "t": time.monotonic_ns(), "text": TEXT})
+                connection.request("POST", self.kind.publish, text)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status < 300, answer.status
+            connection.close()
+            return begun
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        connection.request("GET", f"{self.kind.publish}?first={first}&count={count}")
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.status == 200, (answer.status, body[:500])
+        return json.loads(body)["begun"]
+
+    def _processes(self) -> list[psutil.Process]:
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def memory(self) -> int:
+        """Bytes of all its processes, what they share counted once."""
+        return sum(process.memory_full_info().pss for process in self._processes())
+
+    def processor(self) -> float:
+        """Seconds that its processes have computed."""
+        times = [process.cpu_times() for process in self._processes()]
+        return sum(each.user + each.system for each in times)
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            pipe.close()
+
+
+class Load:
+    """The load generator with its clients."""
+
+    def __init__(self, server: Server, clients: int) -> None:
+        self.process = subprocess.Popen(
+            [LOAD, "clients", f"{HOST}:{server.port}", server.kind.stream, str(clients)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.opened = self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        return json.loads(self.process.stdout.readline())
+
+    def tell(self, line: str) -> dict[str, Any]:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+# --- The run -------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(name: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(name, Path(directory))
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def measure(name: str, clients: int) -> dict[str, Any]:
+    with served(name) as server:
+        # One client, one event: what is begun at first use is not counted as a client's.
+        first = Load(server, 1)
+        first.tell("expect 1")
+        server.publish(0, 1)
+        first.answer()
+        first.stop()
+        time.sleep(0.5)
+        idle = server.memory()
+        load = Load(server, clients)
+        try:
+            opened = load.opened
+            if opened["open"] < clients:
+                return {"failure": f"{opened['open']} of {clients} connected: {opened['failures']}"}
+            time.sleep(1)
+            memory = server.memory() - idle
+            load.tell(f"expect {SECONDS}")
+            began, computed = time.monotonic(), server.processor()
+            for n in range(SECONDS):
+                time.sleep(max(0.0, began + n - time.monotonic()))
+                server.publish(n, 1)
+            calm = load.answer()
+            computed = server.processor() - computed
+            time.sleep(1)
+            load.tell(f"expect {BURST}")
+            begun = server.publish(SECONDS, BURST)
+            burst = load.answer()
+        finally:
+            load.stop()
+    wrong = {**calm["failures"], **burst["failures"]}
+    missing = (SECONDS + BURST) * clients - calm["deliveries"] - burst["deliveries"]
+    if missing or wrong:
+        return {"failure": f"{missing} events missing, {wrong}"}
+    return {
+        **{key: calm[key] for key in ("p50", "p90", "p99", "max")},
+        "burst": burst["deliveries"] / ((burst["last"] - begun) / 1e9),
+        "connects": clients / opened["seconds"],
+        "memory": memory / clients,
+        "computed": computed * 1000 / (calm["deliveries"] / 1000),  # milliseconds
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    given = parser.parse_args()
+    subprocess.run(
+        ["cargo", "build", "--release", "--quiet", "--no-default-features", "--example", "load"],
+        cwd=ROOT,
+        check=True,
+    )
+    print(conditions(), end="\n\n")
+    every: dict[str, Any] = {"conditions": conditions()}
+    for clients in given.clients:
+        found: dict[str, dict[str, Any]] = {}
+        for name in given.only or KINDS:
+            if clients > KINDS[name].largest:
+                continue
+            print(f"{clients} clients: {name}", file=sys.stderr, flush=True)
+            try:
+                found[name] = measure(name, clients)
+            except (OSError, RuntimeError, AssertionError) as error:
+                found[name] = {"failure": str(error) or type(error).__name__}
+        report(clients, found)
+        every[str(clients)] = found
+    if given.json:
+        given.json.write_text(json.dumps(every, indent=1))
+    return 0
+
+
+def conditions() -> str:
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    packages = ("gunicorn", "gevent", "uvicorn", "sse-starlette", "django-eventstream")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()},\n"
+        f"sse_channel {version('sse-channel')} {commit}, {versions}"
+    )
+
+
+def report(clients: int, found: dict[str, dict[str, Any]]) -> None:
+    base = found.get("floor", {})
+
+    def ratio(figures: dict[str, Any], key: str) -> str:
+        return f"{figures[key] / base[key]:.2f}" if "p50" in base else "-"
+
+    print(f"{clients} clients; delays in ms, in brackets times the floor's")
+    print("| server | p50 | p99 | max | burst/s | connects/s | bytes/client | CPU ms/1000 |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, each in found.items():
+        if "failure" in each:
+            print(f"| {name} | {each['failure']} |")
+            continue
+        print(
+            f"| {name} | {each['p50']:.1f} ({ratio(each, 'p50')}) "
+            f"| {each['p99']:.1f} ({ratio(each, 'p99')}) | {each['max']:.0f} "
+            f"| {each['burst']:,.0f} | {each['connects']:,.0f} | {each['memory']:,.0f} "
+            f"| {each['computed']:.1f} |"
+        )
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
