@@ -94,7 +94,8 @@ KINDS = {
 }
 
 NGINX = """
-load_module modules/ngx_nchan_module.so;
+user root;
+load_module /usr/lib/nginx/modules/ngx_nchan_module.so;
 daemon off; master_process on; worker_processes {workers};
 pid {directory}/pid; error_log {directory}/error.log error;
 events {{ worker_connections 19000; }}
@@ -211,6 +212,8 @@ class Load:
             stdout=subprocess.PIPE,
             text=True,
         )
+        # Always on the same core: woken now here, now there, it would be in the servers' way by chance.
+        psutil.Process(self.process.pid).cpu_affinity([os.cpu_count() - 1])
         self.opened = self.answer()
 
     def answer(self) -> dict[str, Any]:

@@ -44,6 +44,10 @@ const TURN: usize = 64;
 /// A peer that takes nothing for so long, though something waits, is given up: milliseconds.
 const STALLED: u64 = 30_000;
 
+/// Connections are looked after together in steps of so long, so that thousands of them do not wake
+/// the thread a thousand times a second: milliseconds.
+const TICK: u64 = 100;
+
 /// Between two looks at a connection that has no heartbeat: milliseconds.
 const LOOK_EVERY: u32 = 15_000;
 
@@ -326,7 +330,7 @@ impl Shard {
         }
         // Not all at one time, also of those that came at one time.
         let wait = f64::from(interval) * (0.5 + self.chance(number) / 2.0);
-        self.due.push(Reverse((now + wait as u64, place, number)));
+        self.schedule(now + wait as u64, place, number);
         self.go_on(place);
     }
 
@@ -451,7 +455,8 @@ impl Shard {
             Phase::Ending => {
                 connection.finish();
                 connection.phase = Phase::Lingering;
-                self.due.push(Reverse((now + LINGER, place, connection.number)));
+                let number = connection.number;
+                self.schedule(now + LINGER, place, number);
             }
         }
     }
@@ -484,6 +489,12 @@ impl Shard {
             };
             self.go_on(place);
         }
+    }
+
+    /// Looks after a connection at `at`, or a little before.
+    fn schedule(&mut self, at: u64, place: usize, number: u64) {
+        let tick = (at / TICK).max(self.now() / TICK + 1);
+        self.due.push(Reverse((tick * TICK, place, number)));
     }
 
     fn serve_those_due(&mut self) {
@@ -520,9 +531,8 @@ impl Shard {
                     }
                 }
             }
-            let last = connection.written_at;
-            let next = if idle >= patience { now + patience } else { last + patience };
-            self.due.push(Reverse((next.max(now + 1), place, number)));
+            let next = if idle >= patience { now } else { connection.written_at } + patience;
+            self.schedule(next, place, number);
         }
     }
 
