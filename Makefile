@@ -45,9 +45,10 @@ lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a co
 	$(BIN)/mypy python/sse_channel
 	cd docs && ../$(BIN)/python -m mypy.stubtest sse_channel._sse_channel
 
-bench: build $(VENV)/.bench ## Queues beside their peers, the buses beside Redis; each in one run
+bench: build $(VENV)/.bench ## Queues, buses and streams beside their peers, each in one run
 	$(BIN)/python benches/queues.py
 	$(BIN)/python benches/bus.py
+	$(BIN)/python benches/streams.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) target python/sse_channel/*.so

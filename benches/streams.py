@@ -82,6 +82,7 @@ KINDS = {
     "offloaded, sync, 2 I/O threads": Kind(
         [*gunicorn("sync"), WSGI], environment={"BENCH_IO_THREADS": "2"}
     ),
+    "offloaded, uvicorn": Kind(uvicorn(ASGI)),
     "not offloaded, gevent": Kind([*gunicorn("gevent"), WSGI], environment=OFF),
     "not offloaded, uvicorn": Kind(uvicorn(ASGI), environment=OFF),
     "nchan, 1 worker": Kind(["nginx", "1"]),

@@ -584,13 +584,12 @@ impl Hub {
             if !memberships.is_empty() {
                 waiting.extend(drain(client, |_| false));
                 let has_all = |key: &ChannelKey| state.channels[*key].history.floor() <= cursor;
-                let first = if waiting.len() > most
-                    && route.channels.iter().all(|(key, _)| has_all(key))
-                {
-                    First::After(cursor)
-                } else {
-                    First::Events(std::mem::take(&mut waiting))
-                };
+                let first =
+                    if waiting.len() > most && route.channels.iter().all(|(key, _)| has_all(key)) {
+                        First::After(cursor)
+                    } else {
+                        First::Events(std::mem::take(&mut waiting))
+                    };
                 // Under the lock: what is passed later must find it there.
                 join(route, first, state.sequence);
             }

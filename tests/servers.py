@@ -35,7 +35,7 @@ ANSWERS_WITHIN = 30
 _UVICORN = [
     *("-m", "uvicorn", "--host", HOST, "--port", "{port}", "--log-level", "warning"),
     # Streams never end by themselves: waiting for them must have an end.
-    *("--lifespan", "off", "--timeout-graceful-shutdown", "3"),
+    *("--timeout-graceful-shutdown", "3"),
 ]
 _GUNICORN = ["-m", "gunicorn", "-c", "gunicorn.conf.py"]
 _COMMANDS = {
@@ -50,7 +50,19 @@ _COMMANDS = {
 }
 KINDS = list(_COMMANDS)
 
+# Streams leave Python under each of these.
 _COMMANDS |= {
+    "gunicorn-sync": [*_GUNICORN, "--workers", "1", "--worker-class", "sync"],
+    "uvicorn-asyncio-h11": [*_COMMANDS["uvicorn-asyncio"], "--http", "h11"],
+    "uvicorn-uvloop-httptools": [*_COMMANDS["uvicorn-uvloop"], "--http", "httptools"],
+}
+OFFLOADING_KINDS = [
+    *("gunicorn-sync", "gunicorn-gthread", "gunicorn-gevent"),
+    *("uvicorn-asyncio-h11", "uvicorn-uvloop-httptools"),
+]
+
+_COMMANDS |= {
+    "gunicorn-sync-3": [*_GUNICORN, "--workers", "3", "--worker-class", "sync"],
     "gunicorn-gevent-3": [*_GUNICORN, "--workers", "3"],
     # Enough threads for the case that one worker gets all the streams.
     "gunicorn-gthread-3": [
@@ -58,7 +70,13 @@ _COMMANDS |= {
         *("--worker-class", "gthread", "--threads", "310"),
     ],
 }
-WORKERS_KINDS = ["gunicorn-gevent-3", "gunicorn-gthread-3"]
+WORKERS_KINDS = ["gunicorn-sync-3", "gunicorn-gevent-3", "gunicorn-gthread-3"]
+
+
+def worker_options(kind: str) -> dict[str, object]:
+    """Options for one of `WORKERS_KINDS`: one of them iterates its streams itself."""
+    return {"offload": kind != "gunicorn-gevent-3"}
+
 
 T = TypeVar("T")
 
@@ -90,11 +108,17 @@ class Server:
     As a context manager it runs inside of the `with`. It can be started again after a `kill`, on
     the same port and with the same database and bus. `bus` is the URL of a bus that others use,
     too; without, it is a local one of its own. `arguments` are the server's, behind those of its
-    kind.
+    kind; `options` the library's.
     """
 
     def __init__(
-        self, kind: str, directory: Path, *, bus: str | None = None, arguments: Sequence[str] = ()
+        self,
+        kind: str,
+        directory: Path,
+        *,
+        bus: str | None = None,
+        arguments: Sequence[str] = (),
+        **options: object,
     ) -> None:
         self.kind = kind
         self._arguments = arguments
@@ -112,6 +136,7 @@ class Server:
             "PYTHONPATH": os.pathsep.join([str(TESTS), *_python_path()]),
             "PYTHONUNBUFFERED": "1",
             "SSE_CHANNEL_BUS": self.bus,
+            **{f"SSE_CHANNEL_{name.upper()}": str(value) for name, value in options.items()},
         }
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None

@@ -456,13 +456,16 @@ def test_stats_count_what_happened(name):
     channel.unlisten(q)
     figures = channel.stats()
     assert figures == {
-        "clients": {"queue": 0, "stream": 0},
+        "clients": {"queue": 0, "stream": 0, "socket": 0},
         "published": 2,
         "received": 2,
         "delivered": 2,
         "dropped": 1,
         "bytes": len(chunk),
-        "disconnected": {"closed": 1, "overflow": 0, "abandoned": 1, "exit": 0},
+        "disconnected": {
+            **dict.fromkeys(("overflow", "exit", "left", "timeout", "flood"), 0),
+            **{"closed": 1, "abandoned": 1},
+        },
         "history": {"events": 2, "bytes": figures["history"]["bytes"]},
     }
     everything = package.stats()

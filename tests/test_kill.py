@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 from buses import BUSES, SharedBus, bus_of
-from servers import WORKERS_KINDS, Event, Follower, Server, follow, until
+from servers import WORKERS_KINDS, Event, Follower, Server, follow, until, worker_options
 
 FOLLOWERS = 30
 PUBLISHERS = 3
@@ -160,7 +160,9 @@ def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
     print(f"seed {seed}")
     chance = random.Random(seed)
     with ExitStack() as stack:
-        server = stack.enter_context(Server(kind, tmp_path, bus=bus.url))
+        server = stack.enter_context(
+            Server(kind, tmp_path, bus=bus.url, **worker_options(kind))
+        )
         until(lambda: len(server.workers) == 3, "three workers")
         followers = stack.enter_context(follow(server, FOLLOWERS))
         directory = tmp_path / "acknowledged"

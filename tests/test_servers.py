@@ -38,7 +38,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
         def get(kind: str) -> Server:
             if kind not in running:
-                running[kind] = stack.enter_context(Server(kind, tmp_path_factory.mktemp(kind)))
+                # What a server costs that iterates the streams itself.
+                server = Server(kind, tmp_path_factory.mktemp(kind), offload=False)
+                running[kind] = stack.enter_context(server)
             return running[kind]
 
         yield get

@@ -31,6 +31,7 @@ from servers import (
     open_streams,
     run_python,
     until,
+    worker_options,
 )
 
 STREAMS = 300
@@ -48,7 +49,8 @@ def bus(request: pytest.FixtureRequest) -> Iterator[str]:
 def running(
     request: pytest.FixtureRequest, bus: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    with Server(request.param, tmp_path_factory.mktemp("workers"), bus=bus) as server:
+    directory, options = tmp_path_factory.mktemp("workers"), worker_options(request.param)
+    with Server(request.param, directory, bus=bus, **options) as server:
         until(lambda: len(server.workers) == 3, "three workers")
         yield server
 
@@ -94,7 +96,7 @@ def test_streams_of_all_workers_get_what_all_workers_publish(server: Server) -> 
     with open_streams(server, PATH, STREAMS) as streams:
         spread = Counter(stream.worker for stream in streams)
         assert spread.keys() == {process.pid for process in server.workers}, spread
-        clients = {pid: each["clients"]["stream"] for pid, each in server.figures().items()}
+        clients = {pid: sum(each["clients"].values()) for pid, each in server.figures().items()}
         assert clients == spread
 
         publishers = set()
@@ -295,7 +297,7 @@ def test_workers_that_end_after_their_share_of_requests_lose_nothing(
     arguments = ["--max-requests", "20", "--graceful-timeout", "1"]
     with (
         bus_of(bus_kind) as bus,
-        Server(kind, tmp_path, bus=bus.url, arguments=arguments) as server,
+        Server(kind, tmp_path, bus=bus.url, arguments=arguments, **worker_options(kind)) as server,
     ):
         seen: set[int] = set()
 
@@ -315,7 +317,7 @@ def test_a_reload_loses_nothing(kind: str, bus_kind: str, tmp_path: Path) -> Non
     arguments = ["--graceful-timeout", "1"]
     with (
         bus_of(bus_kind) as bus,
-        Server(kind, tmp_path, bus=bus.url, arguments=arguments) as server,
+        Server(kind, tmp_path, bus=bus.url, arguments=arguments, **worker_options(kind)) as server,
     ):
         until(lambda: len(server.workers) == 3, "three workers")
 
@@ -343,7 +345,7 @@ def test_a_preloaded_application_that_has_published_before_the_fork(
     module = "preloaded_gevent" if "gevent" in kind else "preloaded"
     arguments = ["--preload", "--graceful-timeout", "1", f"observed.{module}:application"]
     with bus_of(bus_kind) as bus:
-        server = Server(kind, tmp_path, bus=bus.url, arguments=arguments)
+        server = Server(kind, tmp_path, bus=bus.url, arguments=arguments, **worker_options(kind))
         before = run_python(
             *("manage.py", "sse_publish", "default", '"before"'), environment=server.environment
         ).stdout.strip()

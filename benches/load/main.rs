@@ -38,7 +38,9 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     raise_limit();
     match words[..] {
-        ["clients", address, path, count] => Clients::open(address.parse()?, path, count.parse()?)?.serve(),
+        ["clients", address, path, count] => {
+            Clients::open(address.parse()?, path, count.parse()?)?.serve()
+        }
         ["floor", port] => floor(port.parse()?),
         _ => Err("usage: load clients ADDRESS PATH COUNT | load floor PORT".into()),
     }
@@ -117,9 +119,8 @@ impl Clients {
     fn open(address: SocketAddr, path: &str, wanted: usize) -> Result<Clients> {
         let poll = Poll::new()?;
         let lines = lines(&poll)?;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n"
-        );
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n");
         Ok(Clients {
             poll,
             clients: Vec::with_capacity(wanted),
@@ -276,7 +277,8 @@ impl Clients {
                     let missing = open().count();
                     let delays = Vec::with_capacity(missing * more as usize);
                     let heard = now();
-                    let expected = Expected { events: have + more, missing, delays, last: 0, heard };
+                    let expected =
+                        Expected { events: have + more, missing, delays, last: 0, heard };
                     self.expected = Some(expected);
                     println!("{{\"expecting\":{missing}}}");
                 }
@@ -297,7 +299,9 @@ impl Clients {
         let is_over = |expected: &Expected| {
             expected.missing == 0 || now().saturating_sub(expected.heard) > PATIENCE_NS
         };
-        let Some(mut expected) = self.expected.take_if(|expected| is_over(expected)) else { return };
+        let Some(mut expected) = self.expected.take_if(|expected| is_over(expected)) else {
+            return;
+        };
         expected.delays.sort_unstable();
         let quantile = |q: f64| {
             let at = (expected.delays.len() as f64 * q) as usize;

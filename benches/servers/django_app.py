@@ -33,6 +33,7 @@ from django.http import JsonResponse, StreamingHttpResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from sse_channel import sse_channel, stats  # noqa: E402
+from sse_channel.asgi import offload  # noqa: E402
 from sse_channel.django import EventStreamResponse  # noqa: E402
 
 
@@ -95,4 +96,4 @@ urlpatterns = [
     path("stats/", figures),
 ]
 wsgi = get_wsgi_application()
-asgi = get_asgi_application()
+asgi = offload(get_asgi_application())

@@ -12,6 +12,7 @@ from .stream import EventStream, _Opener
 
 __all__ = [
     "HEARTBEAT",
+    "REASONS",
     "RESET_EVENT",
     "BusError",
     "Channel",
@@ -30,14 +31,21 @@ __all__ = [
     "encode_frame",
     "figures",
     "forked",
+    "offload",
+    "offload_end",
+    "offload_figures",
     "prepare",
     "register",
+    "unwatch",
 ]
 
 __version__: Final[str]
 
 HEARTBEAT: Final[bytes]
 """What an idle stream carries: a comment, which browsers do not dispatch."""
+
+REASONS: Final[list[str]]
+"""Why clients are disconnected, as `stats` counts them."""
 
 RESET_EVENT: Final[str]
 """The event name that tells a client that it missed events it cannot be given."""
@@ -177,6 +185,8 @@ class Stream(Client):
     def _take_opener(self) -> _Opener | None:
         """What opens the stream, given once; None for one that is open, or closed already."""
 
+    def _take_initial(self) -> Callable[[bool], bytes | Awaitable[bytes]] | None:
+        """Give the callable of the first payload, once: its argument says whether one can await."""
     def _set_initial(self, initial: Callable[[bool], bytes | Awaitable[bytes]]) -> None:
         """Set the callable that makes the first payload; it is told whether it may be awaited."""
 
@@ -256,6 +266,45 @@ def after_fork() -> None:
 
 def before_fork() -> None:
     """Have the bus let go of what a child must not inherit; called before a fork."""
+
+def offload(
+    stream: Stream,
+    fd: int,
+    head: bytes,
+    body: bytes,
+    *,
+    chunked: bool,
+    policy: str,
+    frames: int,
+    bytes: int,
+    retry: int,
+    threads: int,
+) -> bool:
+    """Take over the connection `fd`, which a server holds, and the stream with it.
+
+    The descriptor is duplicated. `head` is sent first, then what the stream opens with, then `body`,
+    then events: as chunks of HTTP/1.1 if `chunked`. The stream gives nothing more. Of what the client
+    does not take, `frames` and `bytes` may wait; `policy` says what happens to more, as for a queue.
+    `threads` I/O threads are begun at the first call of a process.
+
+    Returns:
+        False, and nothing was done, for a stream that has ended or given something already.
+
+    Raises:
+        OSError: no more descriptors or threads; nothing was done.
+        BusError: the process is ending; nothing was done.
+    """
+
+def offload_end() -> None:
+    """End all connections that left Python: what waits is sent, each client is told when to come
+    back (not all at one time), and the body is ended. It takes two seconds at the most, with the GIL
+    released; none is taken over any more."""
+
+def offload_figures() -> dict[str, int]:
+    """Count connections that left Python: ``connections`` now, ``taken`` since the process began."""
+
+def unwatch(epoll: int, fd: int) -> None:
+    """Take a descriptor out of the epoll set of a loop that has waited for it."""
 
 def bus_figures() -> dict[str, Any] | None:
     """The figures of this process's bus, None while it uses none."""

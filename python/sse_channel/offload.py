@@ -22,7 +22,15 @@ from .config import options
 if TYPE_CHECKING:
     from .stream import EventStream
 
-__all__ = ["COME_BACK_LATER", "Backlog", "Refused", "is_full", "refuse", "take_over_wsgi"]
+__all__ = [
+    "COME_BACK_LATER",
+    "Backlog",
+    "Refused",
+    "hand_over",
+    "is_full",
+    "refuse",
+    "take_over_wsgi",
+]
 
 #: All that a client gets for whom there is no place: in half a minute it asks again.
 COME_BACK_LATER = b"retry: 30000\n\n"
@@ -75,7 +83,7 @@ def take_over_wsgi(
     """
     response = _gunicorns_response(environ)
     connection = response.sock
-    framing = _framing(response)
+    is_chunked = _is_chunked(response)
     _check_connection(connection)
     first = stream._take_initial()
     body = b"" if first is None else first(False)
@@ -83,36 +91,63 @@ def take_over_wsgi(
     head = "".join(
         [*response.default_headers(), *(f"{k}: {v}\r\n" for k, v in response.headers), "\r\n"]
     )
-    here, there = _dead_pair()
     try:
-        _forget_in_loop(connection)
+        here, there = _dead_pair()
+        try:
+            _forget_in_loop(connection)
+            hand_over(
+                stream,
+                connection.fileno(),
+                head.encode("latin-1"),
+                body,
+                is_chunked=is_chunked,
+                backlog=backlog,
+            )
+            # From here on the connection is not the server's any more.
+            os.dup2(here.fileno(), connection.fileno(), inheritable=False)
+        except BaseException:
+            there.close()
+            raise
+        finally:
+            here.close()
+    except Refused:
+        if first is not None:
+            stream._set_initial(lambda _: body)
+        raise
+    response.headers_sent = True
+    return there
+
+
+def hand_over(
+    stream: EventStream, fd: int, head: bytes, body: bytes, *, is_chunked: bool, backlog: Backlog
+) -> None:
+    """Give the extension a duplicate of the connection `fd`, and the stream with it.
+
+    `head` is sent first, then what the stream opens with, then `body`.
+
+    Raises:
+        Refused: nothing was done.
+    """
+    try:
         is_taken = _sse_channel.offload(
             stream,
-            connection.fileno(),
-            head.encode("latin-1"),
+            fd,
+            head,
             body,
-            chunked=framing == "chunked",
+            chunked=is_chunked,
             policy=backlog.policy,
             frames=backlog.frames,
             bytes=options().backlog_bytes,
             retry=options().retry,
             threads=options().io_threads,
         )
-        if not is_taken:
-            raise Refused("ended")
-        # From here on the connection is not the server's any more.
-        os.dup2(here.fileno(), connection.fileno(), inheritable=False)
-        response.headers_sent = True
-    except BaseException as error:
-        there.close()
-        if first is not None:
-            stream._set_initial(lambda _: body)
-        if isinstance(error, OSError):
-            raise Refused("descriptors") from error
-        raise
-    finally:
-        here.close()
-    return there
+    except _sse_channel.BusError as error:
+        # The process is at its end.
+        raise Refused("ended") from error
+    except OSError as error:
+        raise Refused("descriptors") from error
+    if not is_taken:
+        raise Refused("ended")
 
 
 def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
@@ -136,17 +171,17 @@ def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
     raise Refused("server")
 
 
-def _framing(response: Any) -> str:
-    """How the body is delimited, if it is one that can be streamed as it is."""
+def _is_chunked(response: Any) -> bool:
+    """Whether the body goes in chunks, or to the end of the connection; refuse any other."""
     if response.headers_sent or response.status is None:
         raise Refused("begun")
     if any(name.lower() == "content-encoding" for name, _ in response.headers):
         raise Refused("wrapped")
-    if response.chunked:
-        return "chunked"
-    if response.req.version <= (1, 0) and response.response_length is None:
-        return "until-close"
-    raise Refused("protocol")
+    if not response.chunked and (
+        response.req.version > (1, 0) or response.response_length is not None
+    ):
+        raise Refused("protocol")
+    return bool(response.chunked)
 
 
 def _check_connection(connection: Any) -> None:

@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
+};
 use smallvec::SmallVec;
 use socket2::SockRef;
 
@@ -146,7 +148,9 @@ impl Connection {
                     let is_begun = usize::from(self.sent > 0);
                     let oldest =
                         (is_begun..self.backlog.len()).find(|at| self.backlog[*at].frames() > 0);
-                    let Some(dropped) = oldest.and_then(|at| self.backlog.remove(at)) else { break };
+                    let Some(dropped) = oldest.and_then(|at| self.backlog.remove(at)) else {
+                        break;
+                    };
                     self.frames -= dropped.frames() as usize;
                     self.bytes -= dropped.bytes().len();
                     dropped.count_dropped();

@@ -99,11 +99,10 @@ impl Offload {
         let inbox = self.choose(handover.threads)?;
         let socket = Own::from(descriptors::duplicate(handover.fd)?);
         set_up(&socket, handover.heartbeat.is_none());
-        let heartbeat = handover.heartbeat.map_or(0, |every| {
-            u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1)
-        });
-        let mut connection =
-            Connection::new(socket, handover.framing, handover.backlog, heartbeat);
+        let heartbeat = handover
+            .heartbeat
+            .map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1));
+        let mut connection = Connection::new(socket, handover.framing, handover.backlog, heartbeat);
         let mut first = handover.head.to_vec();
         first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
         connection.push(Arc::new(Piece::plain(None, &first)));
@@ -148,7 +147,8 @@ impl Offload {
                 running.threads.push((inbox, ended));
             }
         }
-        let fewest = running.threads.iter().min_by_key(|(inbox, _)| inbox.connections.load(Relaxed));
+        let fewest =
+            running.threads.iter().min_by_key(|(inbox, _)| inbox.connections.load(Relaxed));
         let fewest = fewest.map(|(inbox, _)| Arc::clone(inbox));
         fewest.ok_or_else(|| Error::Bus("no I/O thread could be begun".to_owned()))
     }
@@ -173,8 +173,7 @@ impl Offload {
             std::mem::take(&mut running.threads)
         };
         let deadline = Instant::now() + FAREWELL;
-        let clients: usize =
-            threads.iter().map(|(inbox, _)| inbox.connections.load(Relaxed)).sum();
+        let clients: usize = threads.iter().map(|(inbox, _)| inbox.connections.load(Relaxed)).sum();
         for (inbox, _) in &threads {
             let retry = self.retry.load(Relaxed);
             inbox.push(Item::ShutDown { deadline, retry, clients: clients as u64 });

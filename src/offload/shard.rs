@@ -38,6 +38,9 @@ const BELL: Token = Token(usize::MAX);
 /// Events that a connection which is behind is given at a time.
 pub const STEP: usize = 64;
 
+/// Connections whose memory is fetched before the first of them is written to.
+const LOOKAHEAD: usize = 16;
+
 /// Connections that are behind and are served before a look at all others.
 const TURN: usize = 64;
 
@@ -244,7 +247,8 @@ impl Shard {
             return Some(Duration::ZERO);
         }
         let now = self.now();
-        let next = self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
+        let next =
+            self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
         let end = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         match (next, end) {
             (Some(next), Some(end)) => Some(next.min(end)),
@@ -349,31 +353,38 @@ impl Shard {
         let mut gone = Vec::new();
         for group in groups {
             let Some(group) = self.groups.get(group) else { continue };
-            let listens =
-                |channel: &ChannelNumber| group.route.channels.iter().any(|(_, its)| its == channel);
+            let listens = |channel: &ChannelNumber| {
+                group.route.channels.iter().any(|(_, its)| its == channel)
+            };
             let its: SmallVec<[&(ChannelNumber, u64, Arc<Event>); 4]> =
                 events.iter().filter(|(channel, ..)| listens(channel)).collect();
             let Some((_, first, _)) = its.first() else { continue };
             let mut shared = [None, None];
-            for place in &group.members {
-                let Some(connection) = self.connections.get_mut(*place) else { continue };
-                let Phase::Live(since) = connection.phase else { continue };
-                let framing = connection.framing;
-                let own;
-                let (pieces, done) = if since < *first {
-                    let entry = shared[framing as usize].get_or_insert_with(|| {
-                        (Piece::of_events(framing, its.iter().map(|(_, _, event)| event)), 0)
-                    });
-                    (&entry.0, &mut entry.1)
-                } else {
-                    let later = its.iter().filter(|(_, sequence, _)| *sequence > since);
-                    own = Piece::of_events(framing, later.map(|(_, _, event)| event));
-                    (&own, &mut 0)
-                };
-                match give(connection, pieces, done) {
-                    Ok(true) => connection.written_at = now,
-                    Ok(false) => {}
-                    Err(reason) => gone.push((*place, reason)),
+            for some in group.members.chunks(LOOKAHEAD) {
+                for place in some {
+                    // So that memory is on its way for all of them before it is waited for.
+                    std::hint::black_box(self.connections.get(*place).map(|next| next.phase));
+                }
+                for place in some {
+                    let Some(connection) = self.connections.get_mut(*place) else { continue };
+                    let Phase::Live(since) = connection.phase else { continue };
+                    let framing = connection.framing;
+                    let own;
+                    let (pieces, done) = if since < *first {
+                        let entry = shared[framing as usize].get_or_insert_with(|| {
+                            (Piece::of_events(framing, its.iter().map(|(_, _, event)| event)), 0)
+                        });
+                        (&entry.0, &mut entry.1)
+                    } else {
+                        let later = its.iter().filter(|(_, sequence, _)| *sequence > since);
+                        own = Piece::of_events(framing, later.map(|(_, _, event)| event));
+                        (&own, &mut 0)
+                    };
+                    match give(connection, pieces, done) {
+                        Ok(true) => connection.written_at = now,
+                        Ok(false) => {}
+                        Err(reason) => gone.push((*place, reason)),
+                    }
                 }
             }
             for (pieces, done) in shared.iter().flatten() {

@@ -27,7 +27,24 @@ def queried(request: HttpRequest) -> HttpResponse:
     )
 
 
+def dressed(request: HttpRequest) -> HttpResponse:
+    """A stream with headers and cookies of its own."""
+    response = EventStreamResponse(request, sse_channel, headers={"X-Own": "given"}, heartbeat=1)
+    response.set_cookie("first", "1", httponly=True)
+    response.set_cookie("second", "2")
+    return response
+
+
+def compressed(request: HttpRequest) -> HttpResponse:
+    """A stream around which somebody put something else."""
+    response = EventStreamResponse(request, sse_channel, heartbeat=1)
+    response.streaming_content = (chunk.upper() for chunk in response)
+    return response
+
+
 urlpatterns = [
+    path("dressed/", dressed),
+    path("compressed/", compressed),
     path("blank/", blank),
     path("figures/", figures),
     path("queried/", queried),

@@ -4,6 +4,9 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from sse_channel.asgi import offload
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "news_api.settings")
 
-application = get_asgi_application()
+# Under uvicorn, streams leave Python.
+application = offload(get_asgi_application())

@@ -20,6 +20,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 
+from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..config import options
 from ..offload import COME_BACK_LATER, Backlog, Refused, is_full, refuse, take_over_wsgi
@@ -105,6 +106,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 initial=initial,
             )
         self._environ: dict[str, Any] = its_request.META
+        self._exchange: Exchange | None = getattr(its_request, "scope", {}).get(KEY)
         self._backlog = Backlog(overflow or "disconnect", opened[0]._capacity)
         self._content: Any = (
             _AsyncContent(self._stream, rest) if is_asgi else (self._stream or iter(rest))
@@ -146,7 +148,23 @@ class EventStreamResponse(StreamingHttpResponse):
         self._resource_closers.append(other_end.close)
         return True
 
+    async def _is_taken_over_on_asgi(self, stream: EventStream) -> bool:
+        if not options().offload:
+            return False
+        try:
+            if self._is_wrapped:
+                raise Refused("wrapped")
+            if self._exchange is None:
+                raise Refused("server")
+            await self._exchange.take_over(stream, self._backlog)
+        except Refused as reason:
+            refuse(str(reason))
+            return False
+        return True
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._stream is not None and await self._is_taken_over_on_asgi(self._stream):
+            return
         await _release_thread()
         content: Any = super().__aiter__() if self._is_wrapped else self._content
         async with aclosing(content):

@@ -21,11 +21,11 @@ use rustix::io::Errno;
 
 use crate::bus::Publication;
 use crate::bus::local::store::Position;
+use crate::descriptors::Inherited;
 use crate::error::{Error, Result};
 use crate::event::Format;
 use crate::frame::Body;
 use crate::hub::Arrival;
-use crate::descriptors::Inherited;
 use crate::sync::lock;
 use crate::wake::Wakeups;
 

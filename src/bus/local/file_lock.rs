@@ -9,8 +9,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, fstat, lstat, open};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
-use crate::error::{Error, Result};
 use crate::descriptors::Inherited;
+use crate::error::{Error, Result};
 use crate::sync::lock;
 
 /// A file to lock. A lock of `fcntl` belongs to the process: a forked child does not have it, and

@@ -1,0 +1,209 @@
+"""ASGI: let streams leave Python under uvicorn.
+
+# asgi.py
+from django.core.asgi import get_asgi_application
+from sse_channel.asgi import offload
+
+application = offload(get_asgi_application())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from . import _sse_channel
+from .offload import Backlog, Refused, hand_over
+from .stream import EventStream
+
+__all__ = ["offload"]
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Where the wrapper leaves what a response needs, in the scope.
+KEY = "sse_channel.offload"
+
+
+def offload(application: Application) -> Application:
+    """Wrap an ASGI application, so that its `EventStreamResponse` can be offloaded under uvicorn.
+
+    It must be the outermost wrapper: it has to meet uvicorn's own `send`. Under any other server,
+    and for all other responses, it passes everything on as it is.
+    """
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(application, scope, receive, send)
+            return
+        cycle = getattr(send, "__self__", None)
+        if scope["type"] != "http" or not _is_uvicorns(cycle):
+            await application(scope, receive, send)
+            return
+        exchange = Exchange(scope, cycle, send)
+        try:
+            await application({**scope, KEY: exchange}, receive, exchange.send)
+        finally:
+            exchange.end()
+
+    return wrapped
+
+
+async def _live(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """The server's start and end: at its end the streams are told when to come back.
+
+    uvicorn ends by a signal to itself, so that nothing that Python does at its own end is done.
+    """
+    is_heard = False
+
+    async def heard(message: Message) -> None:
+        nonlocal is_heard
+        is_heard = True
+        await send(message)
+
+    async def received() -> Message:
+        message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            await asyncio.get_running_loop().run_in_executor(None, _sse_channel.offload_end)
+        return message
+
+    try:
+        await application(scope, received, heard)
+    except Exception:
+        if is_heard:
+            raise
+        # It knows no lifespan, as Django's does not.
+        if (await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+            await received()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_uvicorns(cycle: object) -> bool:
+    return type(cycle).__module__.startswith("uvicorn.protocols.http.") and all(
+        hasattr(cycle, name) for name in ("transport", "response_started", "on_response")
+    )
+
+
+class Exchange:
+    """One request and its response, whose head is held back until its body begins."""
+
+    def __init__(self, scope: Scope, cycle: Any, send: Send) -> None:
+        self._scope = scope
+        self._cycle = cycle
+        self._send = send
+        self._head: Message | None = None
+        self._transport: Any = None
+
+    async def send(self, message: Message) -> None:
+        """What the application calls to send."""
+        if message["type"] == "http.response.start" and _is_stream(message):
+            # uvicorn would write it at once.
+            self._head = message
+            return
+        await self._send_head()
+        if self._transport is not None:
+            # Closed before uvicorn hears that the response is complete: no next request is read.
+            self._transport.abort()
+        await self._send(message)
+
+    async def _send_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            await self._send(head)
+
+    async def take_over(self, stream: EventStream, backlog: Backlog) -> None:
+        """Take a stream and its connection away from uvicorn.
+
+        Raises:
+            Refused: the stream stays with it.
+            Exception: whatever opening the stream, or its first payload's callable, raises.
+        """
+        transport = self._cycle.transport
+        connection = self._check(transport)
+        opener = stream._take_opener()
+        if opener is not None:
+            await opener.open()
+        first = stream._take_initial()
+        body = b""
+        if first is not None:
+            given = first(True)
+            body = await given if inspect.isawaitable(given) else given
+        # uvicorn itself makes the head of the response, and logs it, but does not write it.
+        recorder = _Recorder()
+        head = self._head
+        assert head is not None
+        self._head = None
+        headers = [each for each in head["headers"] if bytes(each[0]).lower() != b"connection"]
+        self._cycle.transport = recorder
+        try:
+            await self._send({**head, "headers": [*headers, (b"connection", b"close")]})
+            is_chunked = b"\r\ntransfer-encoding: chunked\r\n" in recorder.written.lower()
+            if is_chunked != (self._scope["http_version"] == "1.1"):
+                raise Refused("protocol")
+            hand_over(
+                stream,
+                connection.fileno(),
+                bytes(recorder.written),
+                body,
+                is_chunked=is_chunked,
+                backlog=backlog,
+            )
+        except BaseException as error:
+            self._cycle.transport = transport
+            transport.write(bytes(recorder.written))
+            if first is not None and isinstance(error, Refused):
+                stream._set_initial(lambda _: body)
+            raise
+        # The end of the client is not uvicorn's to notice any more.
+        transport.pause_reading()
+        self._transport = transport
+
+    def _check(self, transport: Any) -> Any:
+        """The transport's socket, if the response can still be taken away."""
+        if self._head is None or self._cycle.response_started:
+            raise Refused("begun")
+        if any(bytes(name).lower() == b"content-encoding" for name, _ in self._head["headers"]):
+            raise Refused("wrapped")
+        if transport.get_extra_info("sslcontext") is not None:
+            raise Refused("tls")
+        connection = transport.get_extra_info("socket")
+        if connection is None or self._scope["http_version"] not in ("1.0", "1.1"):
+            raise Refused("protocol")
+        if transport.is_closing() or transport.get_write_buffer_size() > 0:
+            raise Refused("ended")
+        return connection
+
+    def end(self) -> None:
+        """The application has returned, in one way or the other."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Recorder:
+    """Takes what uvicorn writes instead of a transport."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def is_closing(self) -> bool:
+        """It never is: what uvicorn has to say goes nowhere."""
+        return False
+
+
+def _is_stream(message: Message) -> bool:
+    return any(
+        bytes(name).lower() == b"content-type" and bytes(value).startswith(b"text/event-stream")
+        for name, value in message.get("headers", ())
+    )

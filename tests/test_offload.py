@@ -1,0 +1,367 @@
+"""Connections that left Python: what is written to them, and when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sse_channel import SSEChannel, _sse_channel, stats
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+Until = Callable[..., None]
+
+
+class Peer:
+    """The client's end of a connection that was handed over."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.received = bytearray()
+        self.is_ended = False
+        self._numbers: list[int] = []
+        self._parsed = 0
+        connection.setblocking(False)
+
+    def read(self) -> bytearray:
+        """All that has come so far."""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while not self.is_ended:
+                data = self.socket.recv(1 << 16)
+                self.is_ended = not data
+                self.received += data
+        return self.received
+
+    def numbers(self) -> list[int]:
+        """What was published, of the frames that are whole."""
+        for found in re.compile(rb"\ndata: (\d+)x*\n\n").finditer(self.read(), self._parsed):
+            self._numbers.append(int(found[1]))
+            self._parsed = found.end()
+        return self._numbers
+
+
+@pytest.fixture
+def take_over() -> Iterator[Callable[..., Peer]]:
+    """Hand one end of a TCP connection over, with a stream of a channel."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def take(
+            channel: SSEChannel,
+            *,
+            chunked: bool = False,
+            policy: str = "disconnect",
+            frames: int = 1000,
+            size: int = 1 << 20,
+            heartbeat: float | None = None,
+            last_event_id: str | None = None,
+            body: bytes = b"",
+            receive_buffer: int | None = None,
+        ) -> Peer:
+            client = stack.enter_context(socket.socket())
+            if receive_buffer is not None:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            client.connect(listener.getsockname())
+            server, _ = listener.accept()
+            with server:
+                stream = channel.stream(heartbeat=heartbeat, last_event_id=last_event_id)
+                assert _sse_channel.offload(
+                    stream,
+                    server.fileno(),
+                    HEAD,
+                    body,
+                    chunked=chunked,
+                    policy=policy,
+                    frames=frames,
+                    bytes=size,
+                    retry=3000,
+                    threads=2,
+                )
+                assert stream.closed
+                assert next(stream, None) is None
+            return Peer(client)
+
+        yield take
+
+
+def clients(channel: SSEChannel) -> int:
+    return channel.stats()["clients"]["socket"]
+
+
+def test_the_head_comes_first_then_the_opening_the_body_and_events(channel, take_over, until):
+    before = channel.publish("before")
+    peer = take_over(channel, body=b"data: first\n\n")
+    event_id = channel.publish({"n": 1}, event="article")
+    expected = (
+        HEAD + f"retry: 3000\nid: {before}\n\ndata: first\n\n"
+        f'id: {event_id}\nevent: article\ndata: {{"n":1}}\n\n'.encode()
+    )
+    until(lambda: len(peer.read()) >= len(expected))
+    assert peer.received == expected
+    until(lambda: channel.stats()["delivered"] == 1)
+    assert channel.stats()["bytes"] == len(f'id: {event_id}\nevent: article\ndata: {{"n":1}}\n\n')
+
+
+def test_chunks_are_whole_frames(channel, take_over, until):
+    peer = take_over(channel, chunked=True)
+    for n in range(100):
+        channel.publish(str(n))
+    until(lambda: b"data: 99\n\n\r\n" in peer.read())
+    rest = peer.received.removeprefix(HEAD)
+    frames = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunk, end, rest = rest[: int(size, 16)], rest[int(size, 16) :][:2], rest[int(size, 16) + 2 :]
+        assert chunk.endswith(b"\n\n")
+        assert end == b"\r\n"
+        frames += chunk
+    assert re.findall(rb"data: (\d+)\n\n", frames) == [b"%d" % n for n in range(100)]
+
+
+@pytest.mark.parametrize("count", [3, 64, 65, 900])
+def test_a_client_that_comes_back_gets_what_it_missed_and_then_what_is_live(
+    channel, take_over, until, count
+):
+    start = channel.publish("start")
+    for n in range(count):
+        channel.publish(n)
+    peers = [take_over(channel, last_event_id=start) for _ in range(5)]
+    for n in range(count, count + 50):
+        channel.publish(n)
+    for peer in peers:
+        until(lambda peer=peer: len(peer.numbers()) >= count + 50)
+        assert peer.numbers() == list(range(count + 50))
+        assert b"stream-reset" not in peer.received
+
+
+def test_connections_come_and_go_while_events_are_published(channel, take_over, until):
+    start = channel.publish("start")
+    peers = []
+    for n in range(300):
+        channel.publish(n)
+        if n % 3 == 0:
+            peers.append(take_over(channel, last_event_id=start))
+        if n % 9 == 0:
+            peers.pop(0).socket.close()
+    for peer in peers:
+        until(lambda peer=peer: len(peer.numbers()) >= 300)
+        assert peer.numbers() == list(range(300))
+    until(lambda: clients(channel) == len(peers))
+
+
+def test_a_client_behind_history_is_told_of_the_gap(name, take_over, until):
+    channel = SSEChannel(name, history=100)
+    start = channel.publish("start")
+    for n in range(200):
+        channel.publish(n)
+    peer = take_over(channel, last_event_id=start)
+    until(lambda: peer.numbers()[-1:] == [199])
+    assert peer.received.count(b"event: stream-reset\n") == 1
+    assert peer.numbers() == list(range(100, 200))
+
+
+def test_several_channels_are_one_stream_in_one_order(name, until):
+    first, second = SSEChannel(name), SSEChannel(name + "-other")
+    from sse_channel.stream import open_stream
+
+    stream = open_stream(
+        [first._core, second._core],
+        capacity=100,
+        overflow="drop_oldest",
+        last_event_id=None,
+        heartbeat=None,
+        initial=None,
+    )
+    here, there = socket.socketpair()
+    with here, there:
+        assert _sse_channel.offload(
+            stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=100,
+            bytes=1 << 20, retry=3000, threads=1,
+        )  # fmt: skip
+        there.close()
+        peer = Peer(here)
+        for n in range(40):
+            (first, second)[n % 2].publish(n)
+        until(lambda: len(peer.numbers()) == 40)
+        assert peer.numbers() == list(range(40))
+        assert clients(first) == clients(second) == 1
+    until(lambda: clients(first) == clients(second) == 0)
+
+
+def test_a_peer_that_leaves_is_noticed_at_once(channel, take_over, until):
+    peer = take_over(channel)
+    assert clients(channel) == 1
+    peer.socket.close()
+    until(lambda: clients(channel) == 0)
+    assert channel.stats()["disconnected"]["left"] == 1
+
+
+def test_a_peer_that_talks_without_end_is_disconnected(channel, take_over, until):
+    peer = take_over(channel)
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        for _ in range(100):
+            peer.socket.send(b"x" * 4096)
+            time.sleep(0.001)
+    until(lambda: clients(channel) == 0)
+    assert channel.stats()["disconnected"]["flood"] == 1
+
+
+def test_a_heartbeat_comes_when_nothing_else_does(channel, take_over, until):
+    busy, idle = take_over(channel, heartbeat=2), take_over(channel, heartbeat=0.3)
+    never = take_over(channel)
+    for _ in range(15):
+        channel.publish("event")
+        time.sleep(0.1)
+    assert b": heartbeat" not in busy.read()
+    until(lambda: idle.read().count(b": heartbeat\n\n") >= 3)
+    assert b": heartbeat" not in never.read()
+
+
+@pytest.mark.parametrize("policy", ["disconnect", "drop_oldest", "drop_newest"])
+@pytest.mark.parametrize("limit", ["frames", "size"])
+def test_a_backlog_is_bounded(channel, take_over, until, policy, limit):
+    text = "x" * 50_000
+    limits = {"frames": 20} if limit == "frames" else {"size": 20 * 50_050}
+    slow = take_over(channel, policy=policy, receive_buffer=4096, **limits)
+    quick = take_over(channel)
+    for n in range(400):
+        channel.publish(f"{n}{text}")
+        # The other one keeps up, whatever becomes of the first.
+        until(lambda n=n: len(quick.numbers()) == n + 1)
+    figures = channel.stats()
+    if policy == "disconnect":
+        until(lambda: clients(channel) == 1)
+        assert channel.stats()["disconnected"]["overflow"] == 1
+        return
+    assert clients(channel) == 2
+    dropped = figures["dropped"]
+    assert dropped > 200
+    until(lambda: len(slow.numbers()) == 400 - dropped)
+    kept = slow.numbers()
+    assert kept == sorted(kept)
+    assert (kept[-1] == 399) == (policy == "drop_oldest")
+
+
+def test_streams_of_a_private_channel_end_with_it(take_over, until):
+    channel = SSEChannel()
+    peer = take_over(channel, chunked=True)
+    channel.publish("last words")
+    del channel
+    until(lambda: (peer.read(), peer.is_ended)[1])
+    assert peer.received.endswith(b"data: last words\n\n\r\n0\r\n\r\n")
+
+
+def test_an_object_without_a_wire_form_meets_no_offloaded_stream(take_over):
+    channel = SSEChannel()
+    take_over(channel)
+    with pytest.raises(TypeError, match="JSON"):
+        channel.publish(object())
+
+
+def test_ten_thousand_events_in_a_burst_arrive_in_order(channel, take_over, until):
+    peers = [take_over(channel, frames=20_000, size=1 << 24) for _ in range(3)]
+    for n in range(10_000):
+        channel.publish(n)
+    for peer in peers:
+        until(lambda peer=peer: peer.received.endswith(b"data: 9999\n\n") or not peer.read(), 60)
+        assert peer.numbers() == list(range(10_000))
+    until(lambda: channel.stats()["delivered"] == 30_000)
+
+
+def test_connections_leave_no_descriptor_and_no_memory_behind(channel, take_over, until):
+    import psutil
+
+    process = psutil.Process()
+    take_over(channel).socket.close()
+    until(lambda: clients(channel) == 0)
+    descriptors, threads = process.num_fds(), process.num_threads()
+    for _ in range(20):
+        peers = [take_over(channel) for _ in range(50)]
+        channel.publish("for all")
+        for peer in peers:
+            peer.socket.close()
+        until(lambda: clients(channel) == 0)
+    assert process.num_fds() == descriptors
+    assert process.num_threads() == threads
+    assert stats()["offload"]["connections"] == 0
+
+
+def test_a_forked_child_does_not_keep_connections_open(script):
+    script(
+        """
+import os, socket, time
+from sse_channel import SSEChannel, _sse_channel
+channel = SSEChannel("news")
+here, there = socket.socketpair()
+stream = channel.stream(heartbeat=None)
+assert _sse_channel.offload(stream, there.fileno(), b"", b"", chunked=False, policy="disconnect",
+                            frames=10, bytes=1000, retry=3000, threads=1)
+there.close()
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    # It has no connection, and can have its own.
+    assert channel.stats()["clients"]["socket"] == 0
+    mine, yours = socket.socketpair()
+    stream = channel.stream(heartbeat=None)
+    assert _sse_channel.offload(stream, yours.fileno(), b"", b"", chunked=False,
+                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=1)
+    channel.publish("in the child")
+    mine.settimeout(30)
+    found = b""
+    while b"in the child" not in found:
+        found += mine.recv(1000)
+    os.write(write, b"x")
+    time.sleep(60)
+    os._exit(0)
+os.read(read, 1)
+here.settimeout(30)
+found = b""
+while b"in the child" not in found:
+    found += here.recv(1000)
+_sse_channel.offload_end()
+while data := here.recv(1000):
+    found += data
+assert found.endswith(b"\\n\\n") and b"retry: " in found, found
+here.close()
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+    )
+
+
+def test_the_end_tells_each_client_when_to_come_back_and_not_all_at_once(script):
+    out = script(
+        """
+import re, socket
+from sse_channel import SSEChannel, _sse_channel
+channel = SSEChannel("news")
+peers = []
+for _ in range(50):
+    here, there = socket.socketpair()
+    peers.append(here)
+    assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
+                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=2)
+    there.close()
+channel.publish("last")
+# Nobody reads yet: what is sent is sent all the same. This is what the interpreter's end does.
+_sse_channel.close_all()
+retries = set()
+for peer in peers:
+    received = b""
+    while data := peer.recv(1000):
+        received += data
+    assert b"data: last" in received
+    assert received.endswith(b"\\n\\n\\r\\n0\\r\\n\\r\\n"), received
+    peer.close()
+    retries.add(int(re.findall(rb"retry: (\\d+)", received)[-1]))
+assert all(1500 <= retry <= 4500 for retry in retries), retries
+print(len(retries))
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
+    assert int(out) > 40

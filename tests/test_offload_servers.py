@@ -1,0 +1,312 @@
+"""Streams that leave Python under real servers: what they get, what they cost, how they end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from servers import HOST, OFFLOADING_KINDS, Server, follow, open_stream, open_streams, until
+
+STREAMS = 200
+ARTICLES = 50
+PATH = "/news/events/"
+ACCESS_LOG = ("--access-logfile", "-", "--access-logformat", "%(m)s %(U)s %(s)s")
+
+
+def arguments_of(kind: str) -> tuple[str, ...]:
+    return ACCESS_LOG if kind.startswith("gunicorn") else ("--log-level", "info", "--access-log")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """The server of a kind, started when it is first asked for."""
+    running: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def get(kind: str) -> Server:
+            if kind not in running:
+                directory = tmp_path_factory.mktemp(kind)
+                server = Server(kind, directory, arguments=arguments_of(kind))
+                running[kind] = stack.enter_context(server)
+            return running[kind]
+
+        yield get
+
+
+@pytest.fixture(params=OFFLOADING_KINDS)
+def server(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Iterator[Server]:
+    """A server that must have nothing to complain about, and no client left."""
+    server = servers(request.param)
+    before = len(server.output())
+    yield server
+    until(lambda: server.clients() == 0, "clients that have gone are forgotten")
+    written = server.output()[before:]
+    print(written)
+    assert "Traceback" not in written
+    assert not re.search("warning|error", written, re.IGNORECASE)
+
+
+def figures(server: Server) -> dict:
+    (found,) = server.figures().values()
+    return found
+
+
+def kinds(server: Server) -> dict[str, int]:
+    return figures(server)["clients"]
+
+
+def raw(server: Server, request: bytes) -> socket.socket:
+    connection = socket.create_connection((HOST, server.port), timeout=30)
+    connection.sendall(request)
+    return connection
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    received = b""
+    while end not in received:
+        data = connection.recv(65536)
+        assert data, received
+        received += data
+    return received
+
+
+def test_200_streams_get_each_article_once_in_one_order(server: Server) -> None:
+    with open_streams(server, PATH, 1):
+        threads = server.worker.num_threads()
+    with open_streams(server, PATH, STREAMS) as streams:
+        assert kinds(server) == {"queue": 0, "stream": 0, "socket": STREAMS}
+        with ThreadPoolExecutor(4) as pool:
+            headlines = [f"Article {n}" for n in range(ARTICLES)]
+            articles = list(pool.map(server.publish, headlines))
+        last = server.publish("Last")["id"]
+        until(
+            lambda: all(s.events and s.events[-1].json()["id"] == last for s in streams),
+            "the last article in each stream",
+        )
+        orders = {tuple(event.last_event_id for event in stream.events) for stream in streams}
+        assert len(orders) == 1
+        received = [event.json()["id"] for event in streams[0].events]
+        assert sorted(received) == sorted([*(article["id"] for article in articles), last])
+        assert all(
+            tuple(map(int, one.last_event_id.split("-")))
+            < tuple(map(int, other.last_event_id.split("-")))
+            for one, other in pairwise(streams[0].events)
+        )
+        # No thread for any of them, and no connection to the database.
+        assert server.worker.num_threads() <= threads + 8
+        assert len(server.database_descriptors()) <= 8
+
+
+def test_the_head_is_the_servers_with_all_that_middleware_made_of_it(server: Server) -> None:
+    with closing(raw(server, b"GET /dressed/ HTTP/1.1\r\nHost: localhost\r\n\r\n")) as connection:
+        received = read_until(connection, b"\n\n")
+        head, _, body = received.decode("latin-1").partition("\r\n\r\n")
+        assert kinds(server)["socket"] == 1
+    status, *lines = head.split("\r\n")
+    assert status == "HTTP/1.1 200 OK"
+    headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+    found = dict(headers)
+    assert found["content-type"] == "text/event-stream; charset=utf-8"
+    assert found["cache-control"] == "no-cache, no-transform"
+    assert found["x-own"] == "given"
+    assert found["x-worker"] == str(server.worker.pid)
+    assert found["x-frame-options"] == "DENY"
+    assert found["connection"] == "close"
+    assert found["transfer-encoding"] == "chunked"
+    assert {"server", "date"} <= found.keys()
+    assert "content-length" not in found
+    cookies = [value for name, value in headers if name == "set-cookie"]
+    assert cookies == ["first=1; HttpOnly; Path=/", "second=2; Path=/"]
+    # Each once, and nothing but the stream after it.
+    assert len(found) == len(headers) - 1
+    size, _, frame = body.partition("\r\n")
+    assert frame.startswith("retry: 3000\nid: ")
+    assert len(frame) == int(size, 16) + 2
+
+
+def test_http_1_0_gets_the_frames_as_they_are(server: Server) -> None:
+    request = b"GET /dressed/ HTTP/1.0\r\nHost: localhost\r\n\r\n"
+    with closing(raw(server, request)) as connection:
+        received = read_until(connection, b"\n\n")
+        head, _, body = received.partition(b"\r\n\r\n")
+        if server.kind == "uvicorn-uvloop-httptools":
+            # It sends chunks to HTTP/1.0, too: then it does that itself.
+            assert kinds(server)["stream"] == 1
+            return
+        assert kinds(server)["socket"] == 1
+        assert b"transfer-encoding" not in head.lower()
+        assert body.startswith(b"retry: 3000\nid: ")
+
+
+def test_head_gets_the_head_alone(server: Server) -> None:
+    answer = server.request("HEAD", "/dressed/")
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert kinds(server) == {"queue": 0, "stream": 0, "socket": 0}
+
+
+def test_the_request_is_logged_and_over_while_the_stream_goes_on(server: Server) -> None:
+    with open_stream(server, "/dressed/") as stream:
+        until(lambda: "/dressed/" in server.output().rpartition("HEAD")[2], "a line in the log")
+        assert not stream.is_ended
+        # Nothing is written twice.
+        server.publish("One")
+        until(lambda: len(stream.events) == 1, "an event")
+        time.sleep(0.2)
+        assert len(stream.events) == 1
+
+
+@pytest.mark.parametrize("server", ["gunicorn-gthread", "gunicorn-gevent"], indirect=True)
+def test_what_somebody_put_something_around_stays_with_the_server(server: Server) -> None:
+    before = figures(server)["offload"]["refused"].get("wrapped", 0)
+    with closing(raw(server, b"GET /compressed/ HTTP/1.1\r\nHost: localhost\r\n\r\n")) as one:
+        assert b"RETRY: 3000" in read_until(one, b"\n\n")
+        assert kinds(server)["stream"] == 1
+        assert figures(server)["offload"]["refused"]["wrapped"] == before + 1
+    until(lambda: kinds(server)["stream"] == 0, "its end is noticed at a heartbeat")
+
+
+def test_a_client_that_leaves_is_noticed_without_a_word_to_it(server: Server) -> None:
+    with open_streams(server, PATH, 20):
+        assert kinds(server)["socket"] == 20
+    until(lambda: kinds(server)["socket"] == 0, "all are gone")
+
+
+def test_500_connects_leave_descriptors_and_threads_where_they_were(server: Server) -> None:
+    with open_streams(server, PATH, 20):
+        pass
+    until(lambda: kinds(server)["socket"] == 0, "all are gone")
+    descriptors, threads = server.worker.num_fds(), server.worker.num_threads()
+    for _ in range(5):
+        with open_streams(server, PATH, 100):
+            server.publish("For all of them")
+    until(lambda: kinds(server)["socket"] == 0, "all are gone")
+    until(lambda: server.worker.num_fds() <= descriptors + 4, "descriptors as before")
+    assert server.worker.num_threads() <= threads + 4
+
+
+def test_a_request_that_came_late_leaves_no_work_behind(server: Server) -> None:
+    """A loop that has waited for the request still watches its socket, by the old number."""
+    connections = []
+    for _ in range(10):
+        connection = socket.create_connection((HOST, server.port), timeout=30)
+        time.sleep(0.05)
+        connection.sendall(b"GET /news/events/ HTTP/1.1\r\n")
+        time.sleep(0.05)
+        connection.sendall(b"Host: localhost\r\n\r\n")
+        read_until(connection, b"\n\n")
+        connections.append(connection)
+    for connection in connections[::2]:
+        connection.close()
+    until(lambda: kinds(server)["socket"] == 5, "those that left are forgotten")
+    before = sum(server.worker.cpu_times()[:2])
+    time.sleep(3)
+    used = sum(server.worker.cpu_times()[:2]) - before
+    server.publish("Who is there?")
+    for connection in connections[1::2]:
+        assert b"Who is there?" in read_until(connection, b"Who is there?")
+        connection.close()
+    # A loop that spins uses all of the three seconds.
+    assert used < 1
+
+
+# --- Its end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OFFLOADING_KINDS)
+def test_at_sigterm_streams_are_told_when_to_come_back_and_ended(kind: str, tmp_path: Path) -> None:
+    with Server(kind, tmp_path) as server, ExitStack() as stack:
+        connections = []
+        for _ in range(30):
+            connection = raw(server, b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connections.append(stack.enter_context(closing(connection)))
+            read_until(connection, b"\n\n")
+        article = server.publish("The last one")
+        begun = time.monotonic()
+        server.master.send_signal(signal.SIGTERM)
+        retries = set()
+        for connection in connections:
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+            assert b'"id":%d,' % article["id"] in received
+            # Whole, and ended as a body is.
+            assert received.endswith(b"\n\n\r\n0\r\n\r\n"), received[-100:]
+            retries.add(re.findall(rb"retry: (\d+)", received)[-1])
+        assert len(retries) > 20
+        server.master.wait(30)
+        # Not a measure of speed: the graceful timeout is 3 s, and killing comes after it.
+        assert time.monotonic() - begun < 20
+        assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gevent", "uvicorn-uvloop-httptools"])
+def test_one_client_more_than_allowed_is_told_to_come_later(kind: str, tmp_path: Path) -> None:
+    with Server(kind, tmp_path, max_clients=5) as server:
+        with open_streams(server, PATH, 5):
+            answer = server.request("GET", PATH)
+            assert (answer.status, answer.body) == (200, b"retry: 30000\n\n")
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            assert figures(server)["offload"]["refused"] == {"full": 1}
+        until(lambda: server.clients() == 0, "there is room again")
+        with open_stream(server, PATH) as stream:
+            server.publish("One")
+            until(lambda: stream.events, "an event")
+
+
+def test_streams_stay_with_a_server_where_offload_is_off(tmp_path: Path) -> None:
+    with Server("gunicorn-gevent", tmp_path, offload=False) as server:
+        with open_streams(server, PATH, 5):
+            assert kinds(server) == {"queue": 0, "stream": 5, "socket": 0}
+            assert figures(server)["offload"] == {"connections": 0, "taken": 0, "refused": {}}
+
+
+def test_a_thousand_that_come_back_at_once_get_a_long_history(tmp_path: Path) -> None:
+    with Server("gunicorn-sync", tmp_path) as server:
+        with open_stream(server, PATH) as stream:
+            server.publish("The first")
+            until(lambda: stream.events, "an event")
+            first = stream.events[0].last_event_id
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(server.publish, (f"Article {n}" for n in range(300))))
+        with follow(server, 100, last_event_id=first) as followers:
+            server.publish("The last")
+            until(lambda: all(f.count >= 301 for f in followers), "all articles")
+            assert {len(f.events) for f in followers} == {301}
+            assert len({tuple(e.last_event_id for e in f.events) for f in followers}) == 1
+
+
+# --- At length ---------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gevent", "uvicorn-uvloop-httptools"])
+def test_50_000_connects_leave_descriptors_memory_and_listeners_where_they_were(
+    kind: str, tmp_path: Path
+) -> None:
+    with Server(kind, tmp_path) as server:
+
+        def rounds(count: int) -> tuple[int, int]:
+            for _ in range(count):
+                with open_streams(server, PATH, 500):
+                    server.publish("For all of them")
+                until(lambda: kinds(server)["socket"] == 0, "all are gone")
+            return server.worker.num_fds(), server.worker.memory_full_info().uss
+
+        # What is kept for the next one is there after a while.
+        descriptors, memory = rounds(20)
+        descriptors_after, memory_after = rounds(100)
+        print(f"{kind}: {descriptors} and {descriptors_after} descriptors, "
+              f"{memory >> 10} and {memory_after >> 10} KiB")
+        assert descriptors_after <= descriptors + 4
+        assert memory_after <= memory + (4 << 20)
