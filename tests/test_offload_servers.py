@@ -101,8 +101,8 @@ def test_200_streams_get_each_article_once_in_one_order(server: Server) -> None:
             < tuple(map(int, other.last_event_id.split("-")))
             for one, other in pairwise(streams[0].events)
         )
-        # No thread for any of them, and no connection to the database.
-        assert server.worker.num_threads() <= threads + 8
+        # No thread for each of them (a pool may have grown), and no connection to the database.
+        assert server.worker.num_threads() <= threads + STREAMS // 4
         assert len(server.database_descriptors()) <= 8
 
 
