@@ -1,12 +1,13 @@
 """Streams side by side in one run: this library, what it replaces, its peers, and the floor.
 
-For each server: COUNT clients of `benches/load` connect; then one event a second, and the delay from
-the publish call until each client has read it; then 40 events at once. Every client checks that it
+For each server: COUNT clients of `benches/load` connect; then one event a second, published by a thread
+or task of the server (nchan has it posted), and the delay from the publish call until each client has
+read it; then 40 events at once. Every client checks that it
 gets every event, once and in order; a server that fails it is named. What is told: the delay's
 quantiles, deliveries a second of the burst, connects a second, memory a client (proportional set size
 of the server's processes, over what they took before), and processor time per 1,000 deliveries.
 
-python benches/streams.py [--clients 1000 10000] [--only NAME …] [--json FILE]
+python benches/streams.py [--clients 1000 10000] [--only NAME …] [--json FILE] [--plot FILE.png]
 
 needs cargo, the group `bench`, and for nchan Debian's nginx-light and libnginx-mod-nchan.
 """
@@ -154,33 +155,30 @@ class Server:
             time.sleep(0.05)
         time.sleep(1)
 
-    def publish(self, first: int, count: int) -> int:
-        """Publish `count` events; the nanosecond in which it began."""
+    def publish(self, first: int, count: int, pause: float = 0) -> None:
+        """Have it publish `count` events, by itself where it can, with a pause after each."""
         if self.name == "floor":
-            self.process.stdin.write(f"publish {first} {count}\n")
-            self.process.stdin.flush()
-            while True:
-                answer = json.loads(self.process.stdout.readline())
-                if "begun" in answer:
-                    return answer["begun"]
+            for n in range(first, first + count) if pause else [first]:
+                self.process.stdin.write(f"publish {n} {1 if pause else count}\n")
+                self.process.stdin.flush()
+                time.sleep(pause)
+            return
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
         if self.kind.command[0] == "nginx":
-            begun = time.monotonic_ns()
-            connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
             for n in range(first, first + count):
                 text = json.dumps({"n": n, "t": time.monotonic_ns(), "text": TEXT})
                 connection.request("POST", self.kind.publish, text)
                 answer = connection.getresponse()
                 answer.read()
                 assert answer.status < 300, answer.status
-            connection.close()
-            return begun
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
-        connection.request("GET", f"{self.kind.publish}?first={first}&count={count}")
-        answer = connection.getresponse()
-        body = answer.read()
+                time.sleep(pause)
+        else:
+            path = f"{self.kind.publish}?first={first}&count={count}&pause={pause}"
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status == 200, (answer.status, body[:500])
         connection.close()
-        assert answer.status == 200, (answer.status, body[:500])
-        return json.loads(body)["begun"]
 
     def _processes(self) -> list[psutil.Process]:
         process = psutil.Process(self.process.pid)
@@ -263,15 +261,13 @@ def measure(name: str, clients: int) -> dict[str, Any]:
             time.sleep(1)
             memory = server.memory() - idle
             load.tell(f"expect {SECONDS}")
-            began, computed = time.monotonic(), server.processor()
-            for n in range(SECONDS):
-                time.sleep(max(0.0, began + n - time.monotonic()))
-                server.publish(n, 1)
+            computed = server.processor()
+            server.publish(0, SECONDS, pause=1)
             calm = load.answer()
             computed = server.processor() - computed
             time.sleep(1)
             load.tell(f"expect {BURST}")
-            begun = server.publish(SECONDS, BURST)
+            server.publish(SECONDS, BURST)
             burst = load.answer()
         finally:
             load.stop()
@@ -281,7 +277,7 @@ def measure(name: str, clients: int) -> dict[str, Any]:
         return {"failure": f"{missing} events missing, {wrong}"}
     return {
         **{key: calm[key] for key in ("p50", "p90", "p99", "max")},
-        "burst": burst["deliveries"] / ((burst["last"] - begun) / 1e9),
+        "burst": burst["deliveries"] / ((burst["last"] - burst["begun"]) / 1e9),
         "connects": clients / opened["seconds"],
         "memory": memory / clients,
         "computed": computed * 1000 / (calm["deliveries"] / 1000),  # milliseconds
@@ -293,6 +289,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--plot", type=Path, help="draw the figures of the most clients there")
     given = parser.parse_args()
     subprocess.run(
         ["cargo", "build", "--release", "--quiet", "--no-default-features", "--example", "load"],
@@ -315,7 +312,37 @@ def main() -> int:
         every[str(clients)] = found
     if given.json:
         given.json.write_text(json.dumps(every, indent=1))
+    if given.plot:
+        plot(max(given.clients), every[str(max(given.clients))], given.plot)
     return 0
+
+
+def plot(clients: int, found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bars of what the table says."""
+    from matplotlib import pyplot
+
+    shown = {name: each for name, each in reversed(found.items()) if "failure" not in each}
+    panels = {
+        "delay until a client has it, ms (p50, p99)": ("p50", "p99"),
+        f"{BURST} events at once, deliveries a second": ("burst",),
+        "memory a client, bytes": ("memory",),
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 0.36 * len(shown) + 1.2), sharey=True)
+    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+        for key in reversed(keys):
+            values = [max(each[key], 0) for each in shown.values()]
+            colors = ["#0a7d5c" if name.startswith("offloaded") else "#9aa5b1" for name in shown]
+            alpha = 1 if key == keys[0] else 0.4
+            axis.barh(list(shown), values, color=colors, alpha=alpha)
+        for name, each in shown.items():
+            axis.text(max(each[keys[-1]], 0), name, f" {each[keys[0]]:,.0f}", va="center", size=8)
+        axis.set_title(title, size=9)
+        axis.margins(x=0.18)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.suptitle(f"{clients:,} clients, one event a second, in one run", size=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def conditions() -> str:

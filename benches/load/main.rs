@@ -111,6 +111,7 @@ struct Expected {
     events: u64,
     missing: usize,
     delays: Vec<u64>,
+    begun: u64,
     last: u64,
     heard: u64,
 }
@@ -252,6 +253,7 @@ impl Clients {
             client.events += 1;
             if let Some(expected) = &mut self.expected {
                 expected.delays.push(read_at.saturating_sub(sent));
+                expected.begun = expected.begun.min(sent);
                 expected.last = read_at;
                 expected.heard = read_at;
                 expected.missing -= usize::from(client.events == expected.events);
@@ -277,8 +279,14 @@ impl Clients {
                     let missing = open().count();
                     let delays = Vec::with_capacity(missing * more as usize);
                     let heard = now();
-                    let expected =
-                        Expected { events: have + more, missing, delays, last: 0, heard };
+                    let expected = Expected {
+                        events: have + more,
+                        missing,
+                        delays,
+                        begun: u64::MAX,
+                        last: 0,
+                        heard,
+                    };
                     self.expected = Some(expected);
                     println!("{{\"expecting\":{missing}}}");
                 }
@@ -309,14 +317,16 @@ impl Clients {
             delay.map_or(-1.0, |delay| *delay as f64 / 1e6)
         };
         println!(
-            "{{\"missing\":{},\"deliveries\":{},\"p50\":{:.3},\"p90\":{:.3},\"p99\":{:.3},\
-             \"max\":{:.3},\"last\":{},\"failures\":{:?}}}",
+            "{{\"missing\":{},\"deliveries\":{},\"first\":{:.3},\"p50\":{:.3},\"p90\":{:.3},\"p99\":{:.3},\
+             \"max\":{:.3},\"begun\":{},\"last\":{},\"failures\":{:?}}}",
             expected.missing,
             expected.delays.len(),
+            quantile(0.0),
             quantile(0.5),
             quantile(0.9),
             quantile(0.99),
             quantile(1.0),
+            expected.begun,
             expected.last,
             self.failures,
         );
@@ -368,8 +378,6 @@ fn floor(port: u16) -> Result<()> {
             let words: Vec<&str> = line.split_whitespace().collect();
             let ["publish", first, count] = words[..] else { continue };
             let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
-            // Answered first, as by a server whose other threads write.
-            println!("{{\"begun\":{}}}", now());
             for n in first..first + count {
                 // As all servers send it: id, data, and the length of the chunk.
                 let frame = format!(

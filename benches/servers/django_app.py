@@ -6,6 +6,7 @@ another.
 
 import os
 import queue
+import threading
 import time
 
 import django
@@ -42,11 +43,23 @@ def stream(request):
 
 
 def publish(request):
+    return publish_by(request, sse_channel.publish)
+
+
+def publish_by(request, send):
+    """Publish from a thread of its own: no request is answered meanwhile."""
     first, count = int(request.GET["first"]), int(request.GET["count"])
-    begun = time.monotonic_ns()
-    for n in range(first, first + count):
-        sse_channel.publish({"n": n, "t": time.monotonic_ns(), "text": PADDING})
-    return JsonResponse({"begun": begun})
+    pause = float(request.GET["pause"])
+
+    def run():
+        time.sleep(0.5)
+        for n in range(first, first + count):
+            send({"n": n, "t": time.monotonic_ns(), "text": PADDING})
+            if pause:
+                time.sleep(pause)
+
+    threading.Thread(target=run).start()
+    return JsonResponse({})
 
 
 # What is replaced: a list of queues, of gevent's where gevent has patched the standard ones.
@@ -75,13 +88,11 @@ def replaced(request):
 
 
 def publish_replaced(request):
-    first, count = int(request.GET["first"]), int(request.GET["count"])
-    begun = time.monotonic_ns()
-    for n in range(first, first + count):
-        message = {"n": n, "t": time.monotonic_ns(), "text": PADDING}
+    def send(message):
         for waiting in listeners:
             waiting.put_nowait(message)
-    return JsonResponse({"begun": begun})
+
+    return publish_by(request, send)
 
 
 def figures(request):

@@ -1,5 +1,6 @@
 """The same by django-eventstream, without its storage."""
 
+import threading
 import time
 
 import django
@@ -25,11 +26,18 @@ from django.urls import include, path  # noqa: E402
 
 def publish(request):
     first, count = int(request.GET["first"]), int(request.GET["count"])
-    begun = time.monotonic_ns()
-    for n in range(first, first + count):
-        message = {"n": n, "t": time.monotonic_ns(), "text": PADDING}
-        django_eventstream.send_event("bench", "message", message)
-    return JsonResponse({"begun": begun})
+    pause = float(request.GET["pause"])
+
+    def run():
+        time.sleep(0.5)
+        for n in range(first, first + count):
+            message = {"n": n, "t": time.monotonic_ns(), "text": PADDING}
+            django_eventstream.send_event("bench", "message", message)
+            if pause:
+                time.sleep(pause)
+
+    threading.Thread(target=run).start()
+    return JsonResponse({})
 
 
 urlpatterns = [

@@ -27,14 +27,26 @@ async def stream(request):
     return EventSourceResponse(generate())
 
 
+tasks = set()
+
+
 async def publish(request):
     first, count = (int(request.query_params[name]) for name in ("first", "count"))
-    begun = time.monotonic_ns()
-    for n in range(first, first + count):
-        message = {"data": json.dumps({"n": n, "t": time.monotonic_ns(), "text": PADDING})}
-        for waiting in listeners:
-            waiting.put_nowait(message)
-    return JSONResponse({"begun": begun})
+    pause = float(request.query_params["pause"])
+
+    async def run():
+        await asyncio.sleep(0.5)
+        for n in range(first, first + count):
+            message = {"data": json.dumps({"n": n, "t": time.monotonic_ns(), "text": PADDING})}
+            for waiting in listeners:
+                waiting.put_nowait(message)
+            if pause:
+                await asyncio.sleep(pause)
+
+    task = asyncio.create_task(run())
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return JSONResponse({})
 
 
 app = Starlette(routes=[Route("/stream/", stream), Route("/publish/", publish)])
