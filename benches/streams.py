@@ -1,11 +1,11 @@
 """Streams side by side in one run: this library, what it replaces, its peers, and the floor.
 
-For each server: COUNT clients of `benches/load` connect; then one event a second, published by a thread
-or task of the server (nchan has it posted), and the delay from the publish call until each client has
-read it; then 40 events at once. Every client checks that it
-gets every event, once and in order; a server that fails it is named. What is told: the delay's
-quantiles, deliveries a second of the burst, connects a second, memory a client (proportional set size
-of the server's processes, over what they took before), and processor time per 1,000 deliveries.
+For each server: COUNT clients of `benches/load` connect; then one event a second, published by a
+thread or task of the server (nchan has it posted), and the delay from the publish call until each
+client has read it; then 40 events at once. Every client checks that it gets every event, once and
+in order; a server that fails it is named. What is told: the delay's quantiles, deliveries a second
+of the burst, connects a second, memory a client (proportional set size of the server's processes,
+over what they took before), and processor time per 1,000 deliveries.
 
 python benches/streams.py [--clients 1000 10000] [--only NAME …] [--json FILE] [--plot FILE.png]
 
@@ -113,7 +113,9 @@ http {{
             nchan_subscriber eventsource; nchan_channel_id bench;
             nchan_subscriber_first_message newest;
         }}
-        location /publish/ {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 100; }}
+        location /publish/ {{
+            nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 100;
+        }}
     }}
 }}
 """
@@ -204,14 +206,14 @@ class Server:
 class Load:
     """The load generator with its clients."""
 
-    def __init__(self, server: Server, clients: int) -> None:
+    def __init__(self, server: Server, clients: int, *more: str) -> None:
         self.process = subprocess.Popen(
-            [LOAD, "clients", f"{HOST}:{server.port}", server.kind.stream, str(clients)],
+            [LOAD, "clients", f"{HOST}:{server.port}", server.kind.stream, str(clients), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        # Always on the same core: woken now here, now there, it would be in the servers' way by chance.
+        # Always on the same core, and not in the servers' way by chance.
         psutil.Process(self.process.pid).cpu_affinity([os.cpu_count() - 1])
         self.opened = self.answer()
 
@@ -284,11 +286,52 @@ def measure(name: str, clients: int) -> dict[str, Any]:
     }
 
 
+def slow_tenth(clients: int) -> None:
+    """What a tenth of the clients that stops reading does to the others, and what becomes of it."""
+    slow, rate, seconds = clients // 10, 5, 20
+    KINDS["slow"] = Kind(
+        [*gunicorn("sync"), WSGI],
+        environment={"BENCH_TEXT": "2000", "BENCH_BACKLOG_BYTES": "65536"},
+    )
+    with served("slow") as server:
+        load = Load(server, clients, "16384")
+        try:
+            before = after = {}
+            for phase in ("before", "after"):
+                if phase == "after":
+                    load.tell(f"stop {slow}")
+                load.tell(f"expect {rate * seconds}")
+                first = 0 if phase == "before" else rate * seconds
+                server.publish(first, rate * seconds, pause=1 / rate)
+                answer = load.answer()
+                assert not answer["missing"], answer
+                memory = server.memory() >> 20
+                if phase == "before":
+                    before = {**answer, "memory": memory}
+                else:
+                    after = {**answer, "memory": memory}
+            connection = http.client.HTTPConnection(HOST, server.port, timeout=60)
+            connection.request("GET", "/stats/")
+            channel = json.loads(connection.getresponse().read())["channels"]["default"]
+            connection.close()
+        finally:
+            load.stop()
+    print(f"{clients} clients, {rate} events of 2 KB a second; {slow} of them stop reading")
+    for phase, each in (("before", before), ("after", after)):
+        print(
+            f"{phase}: p50 {each['p50']:.1f}, p99 {each['p99']:.1f} ms of the others; "
+            f"{each['memory']} MiB"
+        )
+    print(f"p99 after / before: {after['p99'] / before['p99']:.2f}")
+    print(f"clients now {channel['clients']}, disconnected {channel['disconnected']}\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--slow", action="store_true", help="a tenth that stops reading, alone")
     parser.add_argument("--plot", type=Path, help="draw the figures of the most clients there")
     given = parser.parse_args()
     subprocess.run(
@@ -297,6 +340,9 @@ def main() -> int:
         check=True,
     )
     print(conditions(), end="\n\n")
+    if given.slow:
+        slow_tenth(max(given.clients))
+        return 0
     every: dict[str, Any] = {"conditions": conditions()}
     for clients in given.clients:
         found: dict[str, dict[str, Any]] = {}

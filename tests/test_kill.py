@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
-from json import JSONDecodeError
 from itertools import pairwise
+from json import JSONDecodeError
 from pathlib import Path
 
 import pytest
@@ -160,9 +160,7 @@ def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
     print(f"seed {seed}")
     chance = random.Random(seed)
     with ExitStack() as stack:
-        server = stack.enter_context(
-            Server(kind, tmp_path, bus=bus.url, **worker_options(kind))
-        )
+        server = stack.enter_context(Server(kind, tmp_path, bus=bus.url, **worker_options(kind)))
         until(lambda: len(server.workers) == 3, "three workers")
         followers = stack.enter_context(follow(server, FOLLOWERS))
         directory = tmp_path / "acknowledged"

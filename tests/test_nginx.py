@@ -40,7 +40,8 @@ server {{
     listen {host}:{port};
     location / {{
         proxy_pass http://{host}:{upstream};
-        proxy_http_version {version}; proxy_set_header Connection ""; proxy_set_header Host localhost;
+        proxy_http_version {version}; proxy_set_header Connection "";
+        proxy_set_header Host localhost;
         proxy_buffering {buffering};
     }}
 }}

@@ -97,7 +97,8 @@ def test_the_head_comes_first_then_the_opening_the_body_and_events(channel, take
     peer = take_over(channel, body=b"data: first\n\n")
     event_id = channel.publish({"n": 1}, event="article")
     expected = (
-        HEAD + f"retry: 3000\nid: {before}\n\ndata: first\n\n"
+        HEAD
+        + f"retry: 3000\nid: {before}\n\ndata: first\n\n"
         f'id: {event_id}\nevent: article\ndata: {{"n":1}}\n\n'.encode()
     )
     until(lambda: len(peer.read()) >= len(expected))
@@ -115,10 +116,10 @@ def test_chunks_are_whole_frames(channel, take_over, until):
     frames = b""
     while rest:
         size, _, rest = rest.partition(b"\r\n")
-        chunk, end, rest = rest[: int(size, 16)], rest[int(size, 16) :][:2], rest[int(size, 16) + 2 :]
-        assert chunk.endswith(b"\n\n")
-        assert end == b"\r\n"
-        frames += chunk
+        length = int(size, 16)
+        assert rest[length - 2 : length + 2] == b"\n\n\r\n"
+        frames += rest[:length]
+        rest = rest[length + 2 :]
     assert re.findall(rb"data: (\d+)\n\n", frames) == [b"%d" % n for n in range(100)]
 
 

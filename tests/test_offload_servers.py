@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -264,10 +264,12 @@ def test_one_client_more_than_allowed_is_told_to_come_later(kind: str, tmp_path:
 
 
 def test_streams_stay_with_a_server_where_offload_is_off(tmp_path: Path) -> None:
-    with Server("gunicorn-gevent", tmp_path, offload=False) as server:
-        with open_streams(server, PATH, 5):
-            assert kinds(server) == {"queue": 0, "stream": 5, "socket": 0}
-            assert figures(server)["offload"] == {"connections": 0, "taken": 0, "refused": {}}
+    with (
+        Server("gunicorn-gevent", tmp_path, offload=False) as server,
+        open_streams(server, PATH, 5),
+    ):
+        assert kinds(server) == {"queue": 0, "stream": 5, "socket": 0}
+        assert figures(server)["offload"] == {"connections": 0, "taken": 0, "refused": {}}
 
 
 def test_a_thousand_that_come_back_at_once_get_a_long_history(tmp_path: Path) -> None:
@@ -283,6 +285,36 @@ def test_a_thousand_that_come_back_at_once_get_a_long_history(tmp_path: Path) ->
             until(lambda: all(f.count >= 301 for f in followers), "all articles")
             assert {len(f.events) for f in followers} == {301}
             assert len({tuple(e.last_event_id for e in f.events) for f in followers}) == 1
+
+
+def test_a_client_that_did_not_read_is_disconnected_and_misses_nothing(tmp_path: Path) -> None:
+    summary = "x" * 1000
+    with Server("gunicorn-sync", tmp_path, backlog_bytes=20_000) as server:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((HOST, server.port))
+            slow.sendall(b"GET /news/events/ HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            read_until(slow, b"\n\n")
+            articles = []
+
+            def is_disconnected() -> bool:
+                articles.append(server.publish(f"Article {len(articles)}", summary=summary)["id"])
+                return kinds(server)["socket"] == 0
+
+            until(is_disconnected, "its backlog is full")
+            received = bytearray()
+            # What was under way to it may be lost: it was cut off.
+            with suppress(ConnectionResetError):
+                while data := slow.recv(65536):
+                    received += data
+        channel = figures(server)["channels"]["default"]
+        assert channel["disconnected"]["overflow"] == 1
+        whole = received[: received.rfind(b"\n\n") + 2]
+        read = [int(number) for number in re.findall(rb'\ndata: {"id":(\d+),', whole)]
+        last = re.findall(rb"(?:^|\n)id: (\S+)\n", whole)[-1:]
+        with open_stream(server, PATH, Last_Event_ID=last[0].decode()) as stream:
+            until(lambda: stream.events and stream.events[-1].json()["id"] == articles[-1], "all")
+            assert [*read, *(event.json()["id"] for event in stream.events)] == articles
 
 
 # --- At length ---------------------------------------------------------------------------------
@@ -306,7 +338,9 @@ def test_50_000_connects_leave_descriptors_memory_and_listeners_where_they_were(
         # What is kept for the next one is there after a while.
         descriptors, memory = rounds(20)
         descriptors_after, memory_after = rounds(100)
-        print(f"{kind}: {descriptors} and {descriptors_after} descriptors, "
-              f"{memory >> 10} and {memory_after >> 10} KiB")
+        print(
+            f"{kind}: {descriptors} and {descriptors_after} descriptors, "
+            f"{memory >> 10} and {memory_after >> 10} KiB"
+        )
         assert descriptors_after <= descriptors + 4
         assert memory_after <= memory + (4 << 20)

@@ -1,7 +1,7 @@
 //! The load generator of `benches/streams.py`, and the floor that all servers are held against.
 //!
-//! `load clients ADDRESS PATH COUNT` opens COUNT streams from one epoll loop, then does what lines on
-//! standard input say, and answers each with a line of JSON:
+//! `load clients ADDRESS PATH COUNT [BUFFER]` opens COUNT streams from one epoll loop (each with a
+//! receive buffer of BUFFER bytes), then does what lines on standard input say, and answers each with a line of JSON:
 //!
 //! - `expect K`: wait until every client has K more events. Each event's data has `"n":` (0, 1, 2, …
 //!   for each client, which is checked) and `"t":` (nanoseconds of CLOCK_MONOTONIC at its publish
@@ -39,10 +39,13 @@ fn main() -> Result<()> {
     raise_limit();
     match words[..] {
         ["clients", address, path, count] => {
-            Clients::open(address.parse()?, path, count.parse()?)?.serve()
+            Clients::open(address.parse()?, path, count.parse()?, None)?.serve()
+        }
+        ["clients", address, path, count, buffer] => {
+            Clients::open(address.parse()?, path, count.parse()?, Some(buffer.parse()?))?.serve()
         }
         ["floor", port] => floor(port.parse()?),
-        _ => Err("usage: load clients ADDRESS PATH COUNT | load floor PORT".into()),
+        _ => Err("usage: load clients ADDRESS PATH COUNT [BUFFER] | load floor PORT".into()),
     }
 }
 
@@ -100,6 +103,7 @@ struct Clients {
     address: SocketAddr,
     request: Vec<u8>,
     wanted: usize,
+    buffer: Option<usize>,
     opening: usize,
     open: usize,
     failures: HashMap<String, u64>,
@@ -117,7 +121,12 @@ struct Expected {
 }
 
 impl Clients {
-    fn open(address: SocketAddr, path: &str, wanted: usize) -> Result<Clients> {
+    fn open(
+        address: SocketAddr,
+        path: &str,
+        wanted: usize,
+        buffer: Option<usize>,
+    ) -> Result<Clients> {
         let poll = Poll::new()?;
         let lines = lines(&poll)?;
         let request =
@@ -129,6 +138,7 @@ impl Clients {
             address,
             request: request.into_bytes(),
             wanted,
+            buffer,
             opening: 0,
             open: 0,
             failures: HashMap::new(),
@@ -173,6 +183,9 @@ impl Clients {
 
     fn connect(&mut self) -> Result<()> {
         let mut stream = TcpStream::connect(self.address)?;
+        if let Some(bytes) = self.buffer {
+            rustix::net::sockopt::set_socket_recv_buffer_size(&stream, bytes)?;
+        }
         let token = Token(self.clients.len());
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, token, both)?;

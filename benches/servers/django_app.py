@@ -12,7 +12,7 @@ import time
 import django
 from django.conf import settings
 
-PADDING = "x" * 200
+PADDING = "x" * int(os.environ.get("BENCH_TEXT", "200"))
 
 settings.configure(
     ALLOWED_HOSTS=["*"],
@@ -23,6 +23,7 @@ settings.configure(
     SSE_CHANNEL={
         "BUS": os.environ.get("BENCH_BUS", "memory://"),
         "OFFLOAD": os.environ.get("BENCH_OFFLOAD", "1") == "1",
+        "BACKLOG_BYTES": int(os.environ.get("BENCH_BACKLOG_BYTES", "1048576")),
         "IO_THREADS": int(os.environ.get("BENCH_IO_THREADS", "1")),
     },
 )

@@ -282,10 +282,10 @@ def offload(
 ) -> bool:
     """Take over the connection `fd`, which a server holds, and the stream with it.
 
-    The descriptor is duplicated. `head` is sent first, then what the stream opens with, then `body`,
-    then events: as chunks of HTTP/1.1 if `chunked`. The stream gives nothing more. Of what the client
-    does not take, `frames` and `bytes` may wait; `policy` says what happens to more, as for a queue.
-    `threads` I/O threads are begun at the first call of a process.
+    The descriptor is duplicated. `head` is sent first, then what the stream opens with, then
+    `body`, then events: as chunks of HTTP/1.1 if `chunked`. The stream gives nothing more. Of what
+    the client does not take, `frames` and `bytes` may wait; `policy` says what happens to more, as
+    for a queue. `threads` I/O threads are begun at the first call of a process.
 
     Returns:
         False, and nothing was done, for a stream that has ended or given something already.
@@ -296,12 +296,14 @@ def offload(
     """
 
 def offload_end() -> None:
-    """End all connections that left Python: what waits is sent, each client is told when to come
-    back (not all at one time), and the body is ended. It takes two seconds at the most, with the GIL
-    released; none is taken over any more."""
+    """End all connections that left Python, and take over none any more.
+
+    What waits is sent, each client is told when to come back (not all at one time), and the body is
+    ended. It takes two seconds at the most, with the GIL released.
+    """
 
 def offload_figures() -> dict[str, int]:
-    """Count connections that left Python: ``connections`` now, ``taken`` since the process began."""
+    """Connections that left Python: ``connections`` now, ``taken`` since the process began."""
 
 def unwatch(epoll: int, fd: int) -> None:
     """Take a descriptor out of the epoll set of a loop that has waited for it."""

@@ -14,7 +14,8 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _sse_channel
 from .config import options
@@ -68,9 +69,7 @@ class Backlog(NamedTuple):
     frames: int
 
 
-def take_over_wsgi(
-    stream: EventStream, environ: Mapping[str, Any], backlog: Backlog
-) -> socket.socket:
+def take_over_wsgi(stream: EventStream, environ: Mapping[str, Any], backlog: Backlog) -> Any:
     """Take a stream and its connection away from the server that is about to iterate it.
 
     Returns:
@@ -86,7 +85,8 @@ def take_over_wsgi(
     is_chunked = _is_chunked(response)
     _check_connection(connection)
     first = stream._take_initial()
-    body = b"" if first is None else first(False)
+    # Told that nobody awaits it here, it gives bytes.
+    body = b"" if first is None else cast(bytes, first(False))
     response.force_close()
     head = "".join(
         [*response.default_headers(), *(f"{k}: {v}\r\n" for k, v in response.headers), "\r\n"]
@@ -156,18 +156,18 @@ def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
     It is a local of the function that iterates the application's response, below whatever other
     iterators are in between.
     """
-    connection = environ.get("gunicorn.socket")
+    connection: Any = environ.get("gunicorn.socket")
     module = sys.modules.get("gunicorn.http.wsgi")
     if connection is None or module is None:
         raise Refused("server")
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("gunicorn.workers."):
-            found = frame.f_locals.get("resp")
+            found: Any = frame.f_locals.get("resp")
             # Not those of HTTP/2, where one connection has many streams.
             if type(found) is module.Response and found.sock is connection:
                 return found
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     raise Refused("server")
 
 
@@ -195,9 +195,7 @@ def _check_connection(connection: Any) -> None:
 def _forget_in_loop(connection: Any) -> None:
     """Take the connection out of the loop of gevent's hub, which may have waited for it."""
     if type(connection).__module__.startswith("gevent"):
-        from gevent import get_hub
-
-        epoll = get_hub().loop.fileno()
+        epoll = sys.modules["gevent"].get_hub().loop.fileno()
         if epoll is not None and epoll >= 0:
             _sse_channel.unwatch(epoll, connection.fileno())
 
@@ -211,7 +209,7 @@ def _dead_pair() -> tuple[Any, Any]:
     import _socket
 
     try:
-        here, there = _socket.socketpair()  # type: ignore[attr-defined]
+        here, there = _socket.socketpair()
     except OSError as error:
         raise Refused("descriptors") from error
     there.shutdown(socket.SHUT_WR)

@@ -106,6 +106,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 initial=initial,
             )
         self._environ: dict[str, Any] = its_request.META
+        self._other_end: Any = None
         self._exchange: Exchange | None = getattr(its_request, "scope", {}).get(KEY)
         self._backlog = Backlog(overflow or "disconnect", opened[0]._capacity)
         self._content: Any = (
@@ -145,8 +146,15 @@ class EventStreamResponse(StreamingHttpResponse):
         except Refused as reason:
             refuse(str(reason))
             return False
-        self._resource_closers.append(other_end.close)
+        # Closed with the response, when the server has written to it what it had to.
+        self._other_end = other_end
         return True
+
+    def close(self) -> None:
+        """As the server does it at the end of the response."""
+        if self._other_end is not None:
+            self._other_end.close()
+        super().close()
 
     async def _is_taken_over_on_asgi(self, stream: EventStream) -> bool:
         if not options().offload:
