@@ -83,6 +83,10 @@ KINDS = {
     "offloaded, sync, 2 I/O threads": Kind(
         [*gunicorn("sync"), WSGI], environment={"BENCH_IO_THREADS": "2"}
     ),
+    "offloaded, 2 sync workers": Kind(
+        [*gunicorn("sync", "-w", "2"), WSGI],
+        environment={"BENCH_BUS": "local://{directory}/bus"},
+    ),
     "offloaded, uvicorn": Kind(uvicorn(ASGI)),
     "not offloaded, gevent": Kind([*gunicorn("gevent"), WSGI], environment=OFF),
     "not offloaded, uvicorn": Kind(uvicorn(ASGI), environment=OFF),
@@ -141,7 +145,13 @@ class Server:
         self.process = subprocess.Popen(
             [word.format(address=address, port=self.port) for word in command],
             cwd=HERE / "servers",
-            env={**os.environ, **self.kind.environment},
+            env={
+                **os.environ,
+                **{
+                    name: value.format(directory=directory)
+                    for name, value in self.kind.environment.items()
+                },
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
