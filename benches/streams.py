@@ -15,6 +15,7 @@ needs cargo, the group `bench`, and for nchan Debian's nginx-light and libnginx-
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import http.client
 import json
 import os
@@ -25,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -175,22 +177,28 @@ class Server:
                 self.process.stdin.flush()
                 time.sleep(pause)
             return
+        if self.kind.command[0] != "nginx":
+            self.get(f"{self.kind.publish}?first={first}&count={count}&pause={pause}")
+            return
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
-        if self.kind.command[0] == "nginx":
-            for n in range(first, first + count):
-                text = json.dumps({"n": n, "t": time.monotonic_ns(), "text": TEXT})
-                connection.request("POST", self.kind.publish, text)
-                answer = connection.getresponse()
-                answer.read()
-                assert answer.status < 300, answer.status
-                time.sleep(pause)
-        else:
-            path = f"{self.kind.publish}?first={first}&count={count}&pause={pause}"
-            connection.request("GET", path)
+        for n in range(first, first + count):
+            text = json.dumps({"n": n, "t": time.monotonic_ns(), "text": TEXT})
+            connection.request("POST", self.kind.publish, text)
             answer = connection.getresponse()
-            body = answer.read()
-            assert answer.status == 200, (answer.status, body[:500])
+            answer.read()
+            assert answer.status < 300, answer.status
+            time.sleep(pause)
         connection.close()
+
+    def get(self, path: str) -> bytes:
+        """What it answers to one request."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert answer.status == 200, (answer.status, body[:500])
+        return body
 
     def _processes(self) -> list[psutil.Process]:
         process = psutil.Process(self.process.pid)
@@ -284,11 +292,13 @@ def measure(name: str, clients: int) -> dict[str, Any]:
         finally:
             load.stop()
     wrong = {**calm["failures"], **burst["failures"]}
-    missing = (SECONDS + BURST) * clients - calm["deliveries"] - burst["deliveries"]
+    missing = SECONDS * clients - calm["deliveries"]
     if missing or wrong:
         return {"failure": f"{missing} events missing, {wrong}"}
+    lost = BURST * clients - burst["deliveries"]
     return {
         **{key: calm[key] for key in ("p50", "p90", "p99", "max")},
+        "lost": lost / (BURST * clients),  # of the burst
         "burst": burst["deliveries"] / ((burst["last"] - burst["begun"]) / 1e9),
         "connects": clients / opened["seconds"],
         "memory": memory / clients,
@@ -320,10 +330,7 @@ def slow_tenth(clients: int) -> None:
                     before = {**answer, "memory": memory}
                 else:
                     after = {**answer, "memory": memory}
-            connection = http.client.HTTPConnection(HOST, server.port, timeout=60)
-            connection.request("GET", "/stats/")
-            channel = json.loads(connection.getresponse().read())["channels"]["default"]
-            connection.close()
+            channel = json.loads(server.get("/stats/"))["channels"]["default"]
         finally:
             load.stop()
     print(f"{clients} clients, {rate} events of 2 KB a second; {slow} of them stop reading")
@@ -336,12 +343,55 @@ def slow_tenth(clients: int) -> None:
     print(f"clients now {channel['clients']}, disconnected {channel['disconnected']}\n")
 
 
+def come_back(clients: int) -> None:
+    """What it takes when all clients come back at once and have missed 500 events."""
+    missed = 500
+    with served("offloaded, sync") as server:
+        mark = server.get("/mark/").decode()
+        server.publish(0, missed)
+        while json.loads(server.get("/stats/"))["published"] <= missed:
+            time.sleep(0.1)
+        idle = largest = server.memory()
+        server.kind = dataclasses.replace(
+            server.kind, stream=f"{server.kind.stream}?last_event_id={mark}"
+        )
+        begun = time.monotonic()
+        done = threading.Event()
+
+        def watch() -> None:
+            nonlocal largest
+            while not done.wait(0.1):
+                largest = max(largest, server.memory())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        load = Load(server, clients, "0", str(missed))
+        try:
+            answer = load.opened
+            while "missing" not in answer:
+                answer = load.answer()
+        finally:
+            load.stop()
+            done.set()
+            watching.join()
+    assert not answer["missing"], answer
+    assert not answer["failures"], answer
+    print(
+        f"{clients} clients come back at once, {missed} events behind: all have them after "
+        f"{time.monotonic() - begun:.1f} s ({answer['deliveries']:,} deliveries); "
+        f"memory {idle >> 20} MiB before, {largest >> 20} MiB at the most\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--slow", action="store_true", help="a tenth that stops reading, alone")
+    parser.add_argument(
+        "--come-back", action="store_true", help="all that come back at once, alone"
+    )
     parser.add_argument("--plot", type=Path, help="draw the figures of the most clients there")
     given = parser.parse_args()
     subprocess.run(
@@ -350,6 +400,9 @@ def main() -> int:
         check=True,
     )
     print(conditions(), end="\n\n")
+    if given.come_back:
+        come_back(max(given.clients))
+        return 0
     if given.slow:
         slow_tenth(max(given.clients))
         return 0
@@ -391,7 +444,8 @@ def plot(clients: int, found: dict[str, dict[str, Any]], path: Path) -> None:
             alpha = 1 if key == keys[0] else 0.4
             axis.barh(list(shown), values, color=colors, alpha=alpha)
         for name, each in shown.items():
-            axis.text(max(each[keys[-1]], 0), name, f" {each[keys[0]]:,.0f}", va="center", size=8)
+            value = max(each[keys[0]], 0)
+            axis.text(max(each[keys[-1]], 0), name, f" {value:,.0f}", va="center", size=8)
         axis.set_title(title, size=9)
         axis.margins(x=0.18)
         axis.spines[["top", "right"]].set_visible(False)
@@ -425,10 +479,11 @@ def report(clients: int, found: dict[str, dict[str, Any]]) -> None:
         if "failure" in each:
             print(f"| {name} | {each['failure']} |")
             continue
+        lost = f" ({each['lost']:.0%} lost)" if each["lost"] else ""
         print(
             f"| {name} | {each['p50']:.1f} ({ratio(each, 'p50')}) "
             f"| {each['p99']:.1f} ({ratio(each, 'p99')}) | {each['max']:.0f} "
-            f"| {each['burst']:,.0f} | {each['connects']:,.0f} | {each['memory']:,.0f} "
+            f"| {each['burst']:,.0f}{lost} | {each['connects']:,.0f} | {each['memory']:,.0f} "
             f"| {each['computed']:.1f} |"
         )
     print(flush=True)

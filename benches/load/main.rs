@@ -1,7 +1,7 @@
 //! The load generator of `benches/streams.py`, and the floor that all servers are held against.
 //!
-//! `load clients ADDRESS PATH COUNT [BUFFER]` opens COUNT streams from one epoll loop (each with a
-//! receive buffer of BUFFER bytes), then does what lines on standard input say, and answers each with a line of JSON:
+//! `load clients ADDRESS PATH COUNT [BUFFER [EVENTS]]` opens COUNT streams from one epoll loop (each
+//! with a receive buffer of BUFFER bytes, 0 for the system's) that get EVENTS at once, then does what lines on standard input say, and answers each with a line of JSON:
 //!
 //! - `expect K`: wait until every client has K more events. Each event's data has `"n":` (0, 1, 2, …
 //!   for each client, which is checked) and `"t":` (nanoseconds of CLOCK_MONOTONIC at its publish
@@ -44,8 +44,16 @@ fn main() -> Result<()> {
         ["clients", address, path, count, buffer] => {
             Clients::open(address.parse()?, path, count.parse()?, Some(buffer.parse()?))?.serve()
         }
+        ["clients", address, path, count, buffer, events] => {
+            let (count, buffer) = (count.parse()?, buffer.parse()?);
+            let mut clients = Clients::open(address.parse()?, path, count, Some(buffer))?;
+            clients.expect(events.parse()?, 0, count);
+            clients.serve()
+        }
         ["floor", port] => floor(port.parse()?),
-        _ => Err("usage: load clients ADDRESS PATH COUNT [BUFFER] | load floor PORT".into()),
+        _ => {
+            Err("usage: load clients ADDRESS PATH COUNT [BUFFER [EVENTS]] | load floor PORT".into())
+        }
     }
 }
 
@@ -183,7 +191,7 @@ impl Clients {
 
     fn connect(&mut self) -> Result<()> {
         let mut stream = TcpStream::connect(self.address)?;
-        if let Some(bytes) = self.buffer {
+        if let Some(bytes) = self.buffer.filter(|bytes| *bytes > 0) {
             rustix::net::sockopt::set_socket_recv_buffer_size(&stream, bytes)?;
         }
         let token = Token(self.clients.len());
@@ -275,6 +283,13 @@ impl Clients {
         self.clients[at].line.extend_from_slice(bytes);
     }
 
+    /// Waits for `more` events after `have` from each of `missing` clients.
+    fn expect(&mut self, more: u64, have: u64, missing: usize) {
+        let delays = Vec::with_capacity(missing * more as usize);
+        let (begun, last, heard) = (u64::MAX, 0, now());
+        self.expected = Some(Expected { events: have + more, missing, delays, begun, last, heard });
+    }
+
     /// Does what standard input says; false at its end.
     fn obey(&mut self) -> bool {
         loop {
@@ -290,17 +305,7 @@ impl Clients {
                     let open = || self.clients.iter().filter(|c| c.phase == Phase::Open && c.reads);
                     let have = open().map(|client| client.events).next().unwrap_or(0);
                     let missing = open().count();
-                    let delays = Vec::with_capacity(missing * more as usize);
-                    let heard = now();
-                    let expected = Expected {
-                        events: have + more,
-                        missing,
-                        delays,
-                        begun: u64::MAX,
-                        last: 0,
-                        heard,
-                    };
-                    self.expected = Some(expected);
+                    self.expect(more, have, missing);
                     println!("{{\"expecting\":{missing}}}");
                 }
                 ["stop", count] => {

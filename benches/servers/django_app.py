@@ -31,7 +31,7 @@ django.setup()
 
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.core.wsgi import get_wsgi_application  # noqa: E402
-from django.http import JsonResponse, StreamingHttpResponse  # noqa: E402
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from sse_channel import sse_channel, stats  # noqa: E402
@@ -96,6 +96,11 @@ def publish_replaced(request):
     return publish_by(request, send)
 
 
+def mark(request):
+    """An event that is none of the counted ones; its id."""
+    return HttpResponse(sse_channel.publish("mark"))
+
+
 def figures(request):
     return JsonResponse(stats())
 
@@ -105,6 +110,7 @@ urlpatterns = [
     path("publish/", publish),
     path("replaced/", replaced),
     path("publish-replaced/", publish_replaced),
+    path("mark/", mark),
     path("stats/", figures),
 ]
 wsgi = get_wsgi_application()
