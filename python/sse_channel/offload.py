@@ -54,9 +54,8 @@ def is_full() -> bool:
     most = options().max_clients
     if not most:
         return False
-    channels = _sse_channel.figures().values()
-    streams = sum(each["clients"]["stream"] + each["clients"]["socket"] for each in channels)
-    if streams < most:
+    ordinary = sum(each["clients"]["stream"] for each in _sse_channel.figures().values())
+    if ordinary + _sse_channel.offload_figures()["connections"] < most:
         return False
     refuse("full")
     return True

@@ -117,6 +117,11 @@ impl Connection {
         self.backlog.is_empty()
     }
 
+    /// Bytes that wait.
+    pub fn left(&self) -> usize {
+        self.bytes.saturating_sub(self.sent)
+    }
+
     /// Adds to what waits, whatever its limits say: what leads to the first live event, or ends all.
     pub fn push(&mut self, piece: Arc<Piece>) {
         if piece.bytes().is_empty() {
@@ -164,18 +169,21 @@ impl Connection {
     /// Writes a piece to a connection for which nothing waits. What is left of it waits.
     pub fn write(&mut self, piece: &Arc<Piece>) -> Wrote {
         let bytes = piece.bytes();
-        match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(count) if count == bytes.len() => Wrote::All,
-            Ok(count) => {
-                self.push(Arc::clone(piece));
-                self.sent = count;
-                Wrote::Blocked
+        loop {
+            match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(count) if count == bytes.len() => return Wrote::All,
+                Ok(count) => {
+                    self.push(Arc::clone(piece));
+                    self.sent = count;
+                    return Wrote::Blocked;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.push(Arc::clone(piece));
+                    return Wrote::Blocked;
+                }
+                Err(errno) => return Wrote::Gone(reason_of(errno)),
             }
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => {
-                self.push(Arc::clone(piece));
-                Wrote::Blocked
-            }
-            Err(errno) => Wrote::Gone(reason_of(errno)),
         }
     }
 

@@ -9,7 +9,10 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{AcqRel, Relaxed},
+};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -123,7 +126,7 @@ impl Inbox {
 
     fn take(&self) -> Vec<Item> {
         // Before the look: who puts something in after it rings again.
-        if self.is_rung.swap(false, Relaxed) {
+        if self.is_rung.swap(false, AcqRel) {
             self.bell.take();
         }
         std::mem::take(&mut *lock(&self.items))
@@ -136,7 +139,8 @@ impl Outlet for Inbox {
     }
 
     fn ring(&self) {
-        if !self.is_rung.swap(true, Relaxed) {
+        // Released after what was put, acquired before it is looked for: whoever does not ring is seen.
+        if !self.is_rung.swap(true, AcqRel) {
             self.bell.ring();
         }
     }
@@ -336,6 +340,10 @@ impl Shard {
         let wait = f64::from(interval) * (0.5 + self.chance(number) / 2.0);
         self.schedule(now + wait as u64, place, number);
         self.go_on(place);
+        if self.deadline.is_some() {
+            // It came while everything ends.
+            self.end_after_what_waits(place, None);
+        }
     }
 
     /// Gives events to all connections that listen.
@@ -454,8 +462,13 @@ impl Shard {
         let now = self.now();
         let Some(connection) = self.connections.get_mut(place) else { return };
         if !connection.is_idle() {
-            match connection.flush() {
-                Wrote::All => connection.written_at = now,
+            let before = connection.left();
+            let wrote = connection.flush();
+            if connection.left() < before {
+                connection.written_at = now;
+            }
+            match wrote {
+                Wrote::All => {}
                 Wrote::Blocked => return,
                 Wrote::Gone(reason) => return self.remove(place, reason),
             }
@@ -523,6 +536,11 @@ impl Shard {
                 self.remove(place, self.ending());
                 continue;
             }
+            if !connection.is_idle() {
+                // The system tells when there is room, but not when it has memory again.
+                self.go_on(place);
+            }
+            let Some(connection) = self.connections.get_mut(place) else { continue };
             let idle = now.saturating_sub(connection.written_at);
             if !connection.is_idle() && idle >= STALLED {
                 self.remove(place, Reason::Timeout);
