@@ -366,3 +366,59 @@ print(len(retries))
         SSE_CHANNEL_BUS="memory://",
     )
     assert int(out) > 40
+
+
+def test_more_connections_than_the_soft_limit_of_descriptors_allows(script):
+    script(
+        """
+import resource, socket
+from sse_channel import SSEChannel, _sse_channel
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+channel = SSEChannel("news")
+peers = []
+for _ in range(300):
+    here, there = socket.socketpair()
+    peers.append(here)
+    assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=False,
+                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=1)
+    there.close()
+assert channel.stats()["clients"]["socket"] == 300
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+for peer in peers:
+    peer.close()
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
+
+
+def test_without_a_descriptor_left_nothing_is_done(script):
+    script(
+        """
+import resource, socket
+from sse_channel import SSEChannel, _sse_channel
+channel = SSEChannel("news")
+def take(stream, fd):
+    return _sse_channel.offload(stream, fd, b"", b"", chunked=False, policy="disconnect",
+                                frames=10, bytes=1000, retry=3000, threads=1)
+here, there = socket.socketpair()
+assert take(channel.stream(), there.fileno())
+resource.setrlimit(resource.RLIMIT_NOFILE, (there.fileno() + 1, there.fileno() + 1))
+stream = channel.stream()
+try:
+    take(stream, there.fileno())
+except OSError as error:
+    print(error)
+else:
+    raise AssertionError("it has none")
+# The stream is as it was, for the server to iterate.
+assert not stream.closed
+assert channel.stats()["clients"] == {"queue": 0, "stream": 1, "socket": 1}
+event_id = channel.publish("one")
+assert next(stream).startswith(b"retry: 3000")
+assert next(stream) == f"id: {event_id}\\ndata: one\\n\\n".encode()
+here.close()
+there.close()
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
