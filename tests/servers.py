@@ -121,7 +121,7 @@ class Server:
         **options: object,
     ) -> None:
         self.kind = kind
-        self._arguments = arguments
+        self.arguments = list(arguments)
         self._own = contextlib.ExitStack()
         self.bus = bus or self._own.enter_context(bus_of("local")).url
         self.is_asgi = kind.startswith("uvicorn")
@@ -156,7 +156,7 @@ class Server:
         command = [part.format(port=self.port) for part in _COMMANDS[self.kind]]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command, *self._arguments],
+                [sys.executable, *command, *self.arguments],
                 cwd=EXAMPLE,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

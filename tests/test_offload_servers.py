@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from servers import HOST, OFFLOADING_KINDS, Server, follow, open_stream, open_streams, until
+from buses import bus_of
+from parts import missing
+from servers import (
+    EXAMPLE,
+    HOST,
+    OFFLOADING_KINDS,
+    Server,
+    follow,
+    open_stream,
+    open_streams,
+    until,
+)
 
 STREAMS = 200
 ARTICLES = 50
@@ -294,6 +309,71 @@ def test_a_thousand_that_come_back_at_once_get_a_long_history(tmp_path: Path) ->
             until(lambda: all(f.count >= 301 for f in followers), "all articles")
             assert {len(f.events) for f in followers} == {301}
             assert len({tuple(e.last_event_id for e in f.events) for f in followers}) == 1
+
+
+@pytest.fixture
+def bus() -> Iterator[str]:
+    with bus_of("local") as bus:
+        yield bus.url
+
+
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
+def test_a_server_that_speaks_tls_itself_keeps_its_streams(
+    worker: str, tmp_path: Path, bus: str
+) -> None:
+    program = shutil.which("openssl") or missing("openssl")
+    certificate = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key -out cert -subj /CN=localhost"
+    )
+    subprocess.run([program, *certificate.split()], cwd=tmp_path, check=True, capture_output=True)
+    server = Server("gunicorn-gevent", tmp_path, bus=bus)
+    command = [
+        *(sys.executable, "-m", "gunicorn", "-k", worker, "-w", "1", "--threads", "4"),
+        *("-b", f"{HOST}:{server.port}", "--certfile", tmp_path / "cert", "--no-control-socket"),
+        *("--keyfile", tmp_path / "key", "--graceful-timeout", "1", "news_api.wsgi:application"),
+    ]
+    process = subprocess.Popen(command, cwd=EXAMPLE, env=server.environment)
+    context = ssl.create_default_context(cafile=tmp_path / "cert")
+
+    def ask(path: str) -> ssl.SSLSocket:
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        connection = context.wrap_socket(raw(server, b""), server_hostname="localhost")
+        connection.sendall(request)
+        return connection
+
+    def answers() -> bool:
+        with suppress(OSError), closing(ask("/blank/")) as connection:
+            return bool(connection.recv(1))
+        return False
+
+    try:
+        until(answers, "gunicorn answers")
+        with closing(ask(PATH)) as stream:
+            assert b"retry: 3000" in read_until(stream, b"\n\n")
+            with closing(ask("/figures/")) as other:
+                assert b'"refused": {"tls": 1}' in read_until(other, b'"channels"')
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_hooks_of_gunicorn_are_called_as_ever(tmp_path: Path, bus: str) -> None:
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text(
+        "def post_request(worker, req, environ, resp):\n"
+        "    print('after', req.path, resp.status, flush=True)\n"
+    )
+    # In place of the example's own configuration.
+    arguments = ["-c", str(hooks), "--no-control-socket", "news_api.wsgi:application"]
+    server = Server("gunicorn-sync", tmp_path, bus=bus, arguments=arguments)
+    server.arguments += ["-b", f"{HOST}:{server.port}"]
+    with (
+        server,
+        open_stream(server, PATH) as stream,
+    ):
+        until(lambda: f"after {PATH} 200 OK" in server.output(), "the hook was called")
+        assert not stream.is_ended
+        assert kinds(server)["socket"] == 1
 
 
 def test_a_client_that_did_not_read_is_disconnected_and_misses_nothing(tmp_path: Path) -> None:
