@@ -662,7 +662,7 @@ impl Hub {
 
     /// How many clients a channel has now.
     pub fn client_count(&self, channel: ChannelKey) -> usize {
-        lock(&self.state).channels[channel].clients.len()
+        lock(&self.state).channels[channel].client_count()
     }
 
     /// Whether `client` is registered with the channel.

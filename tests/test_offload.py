@@ -422,3 +422,67 @@ there.close()
 """,
         SSE_CHANNEL_BUS="memory://",
     )
+
+
+def test_a_first_payload_larger_than_the_backlog_reaches_a_slow_client(channel, take_over, until):
+    body = b"data: " + b"x" * (4 << 20) + b"\n\n"
+    peer = take_over(channel, body=body, size=10_000, receive_buffer=4096)
+    for n in range(3):
+        channel.publish(n)
+    until(lambda: len(peer.numbers()) == 3)
+    assert body in peer.received
+    assert clients(channel) == 1
+
+
+def test_what_is_replayed_is_no_backlog(channel, take_over, until):
+    start = channel.publish("start")
+    for n in range(60):
+        channel.publish(f"{n}{'x' * 20_000}")
+    peer = take_over(channel, last_event_id=start, frames=10, receive_buffer=4096)
+    channel.publish(60)
+    until(lambda: len(peer.numbers()) == 61)
+    assert peer.numbers() == list(range(61))
+
+
+def test_no_event_waits_for_the_next_one(channel, take_over):
+    """Nothing else wakes the thread: a ring that got lost would be waited for in vain."""
+    peer = take_over(channel)
+    end = time.monotonic() + 5
+    number = 0
+    while time.monotonic() < end:
+        for _ in range(number % 7 + 1):
+            channel.publish(number)
+            number += 1
+        # Less than the ten seconds after which a connection is looked after anyway.
+        patience = time.monotonic() + 5
+        while len(peer.numbers()) < number:
+            assert time.monotonic() < patience, f"event {number - 1} was not written"
+    assert peer.numbers() == list(range(number))
+
+
+def test_listeners_count_offloaded_connections(channel, take_over, until):
+    queue = channel.listen()
+    peer = take_over(channel)
+    assert len(channel.listeners) == 2
+    assert list(channel.listeners) == list(reversed(channel.listeners)) == [queue]
+    channel.unlisten(queue)
+    assert channel.listeners
+    peer.socket.close()
+    until(lambda: not channel.listeners)
+
+
+def test_a_stream_that_has_ended_is_not_taken(name):
+    channel = SSEChannel(name, capacity=1, overflow="disconnect")
+    stream = channel.stream()
+    for n in range(2):
+        channel.publish(n)
+    here, there = socket.socketpair()
+    with here, there:
+        assert not _sse_channel.offload(
+            stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=1,
+            bytes=1, retry=3000, threads=1,
+        )  # fmt: skip
+    # It gives what it has, as if nobody had tried.
+    assert next(stream).startswith(b"retry: 3000")
+    assert b"data: 0\n\n" in next(stream)
+    assert next(stream, None) is None

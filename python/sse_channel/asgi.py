@@ -59,15 +59,17 @@ async def _live(application: Application, scope: Scope, receive: Receive, send: 
 
     uvicorn ends by a signal to itself, so that nothing that Python does at its own end is done.
     """
-    is_heard = False
+    is_spoken = False
 
     async def heard(message: Message) -> None:
-        nonlocal is_heard
-        is_heard = True
+        nonlocal is_spoken
+        is_spoken = True
         await send(message)
 
     async def received() -> Message:
+        nonlocal is_spoken
         message = await receive()
+        is_spoken = True
         if message["type"] == "lifespan.shutdown":
             await asyncio.get_running_loop().run_in_executor(None, _sse_channel.offload_end)
         return message
@@ -75,7 +77,8 @@ async def _live(application: Application, scope: Scope, receive: Receive, send: 
     try:
         await application(scope, received, heard)
     except Exception:
-        if is_heard:
+        if is_spoken:
+            # It knows the lifespan, and fails in it.
             raise
         # It knows no lifespan, as Django's does not.
         if (await receive())["type"] == "lifespan.startup":
@@ -99,10 +102,12 @@ class Exchange:
         self._send = send
         self._head: Message | None = None
         self._transport: Any = None
+        #: Whether the head is held back: set by a response that would be taken over.
+        self.is_held = False
 
     async def send(self, message: Message) -> None:
         """What the application calls to send."""
-        if message["type"] == "http.response.start" and _is_stream(message):
+        if message["type"] == "http.response.start" and self.is_held:
             # uvicorn would write it at once.
             self._head = message
             return
@@ -200,10 +205,3 @@ class _Recorder:
     def is_closing(self) -> bool:
         """It never is: what uvicorn has to say goes nowhere."""
         return False
-
-
-def _is_stream(message: Message) -> bool:
-    return any(
-        bytes(name).lower() == b"content-type" and bytes(value).startswith(b"text/event-stream")
-        for name, value in message.get("headers", ())
-    )

@@ -275,7 +275,10 @@ class SSEChannel:
 
 
 class Listeners(Sequence[ClientQueue | EventStream]):
-    """The clients of a channel: a read-only view. Iterating takes a snapshot."""
+    """The clients of a channel: a read-only view. Iterating takes a snapshot.
+
+    Offloaded connections are counted by `len` (and so by truth), but have no object to iterate.
+    """
 
     __slots__ = ("_core",)
 
@@ -290,6 +293,9 @@ class Listeners(Sequence[ClientQueue | EventStream]):
 
     def __iter__(self) -> Iterator[ClientQueue | EventStream]:
         return iter(self._core.listeners())
+
+    def __reversed__(self) -> Iterator[ClientQueue | EventStream]:
+        return reversed(self._core.listeners())
 
     @overload
     def __getitem__(self, index: int) -> ClientQueue | EventStream: ...

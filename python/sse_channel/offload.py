@@ -36,6 +36,9 @@ __all__ = [
 #: All that a client gets for whom there is no place: in half a minute it asks again.
 COME_BACK_LATER = b"retry: 30000\n\n"
 
+#: Bytes of a request's body, which the view did not read, that are read away at the most.
+_LARGEST_BODY = 1 << 20
+
 #: Why streams were not offloaded in this process, and how often.
 refused: Counter[str] = Counter()
 
@@ -83,9 +86,17 @@ def take_over_wsgi(stream: EventStream, environ: Mapping[str, Any], backlog: Bac
     connection = response.sock
     is_chunked = _is_chunked(response)
     _check_connection(connection)
+    _read_away(environ)
+    opener = stream._take_opener()
+    if opener is not None:
+        opener()
     first = stream._take_initial()
-    # Told that nobody awaits it here, it gives bytes.
-    body = b"" if first is None else cast(bytes, first(False))
+    try:
+        # Told that nobody awaits it here, it gives bytes.
+        body = b"" if first is None else cast(bytes, first(False))
+    except StopIteration as error:
+        # It must not look like the end of the response.
+        raise RuntimeError("initial raised StopIteration") from error
     response.force_close()
     head = "".join(
         [*response.default_headers(), *(f"{k}: {v}\r\n" for k, v in response.headers), "\r\n"]
@@ -181,6 +192,16 @@ def _is_chunked(response: Any) -> bool:
     ):
         raise Refused("protocol")
     return bool(response.chunked)
+
+
+def _read_away(environ: Mapping[str, Any]) -> None:
+    """Read what the view left of the request's body: nobody reads it after the handover."""
+    if environ.get("CONTENT_LENGTH") or environ.get("HTTP_TRANSFER_ENCODING"):
+        left = _LARGEST_BODY
+        while left > 0 and (data := environ["wsgi.input"].read(min(left, 1 << 16))):
+            left -= len(data)
+        if left <= 0:
+            raise Refused("body")
 
 
 def _check_connection(connection: Any) -> None:

@@ -48,6 +48,14 @@ pub enum Phase {
     Lingering,
 }
 
+/// A piece that waits.
+#[derive(Debug)]
+struct Waiting {
+    piece: Arc<Piece>,
+    /// It counts against the limits; what leads to the first live event, or is history, does not.
+    is_live: bool,
+}
+
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrote {
@@ -79,10 +87,15 @@ pub struct Connection {
     pub number: u64,
     limits: Backlog,
     /// What waits, oldest first; the first is sent up to `sent`.
-    backlog: VecDeque<Arc<Piece>>,
+    backlog: VecDeque<Waiting>,
     sent: usize,
+    /// Frames and bytes of what counts against the limits.
     frames: usize,
     bytes: usize,
+    /// Bytes that the socket took.
+    taken: u64,
+    /// It waits to be given more of history.
+    pub is_queued: bool,
     unread: usize,
 }
 
@@ -103,6 +116,8 @@ impl Connection {
             sent: 0,
             frames: 0,
             bytes: 0,
+            taken: 0,
+            is_queued: false,
             unread: 0,
         }
     }
@@ -117,25 +132,30 @@ impl Connection {
         self.backlog.is_empty()
     }
 
-    /// Bytes that wait.
-    pub fn left(&self) -> usize {
-        self.bytes.saturating_sub(self.sent)
+    /// Bytes that the socket took from what waited.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Adds to what waits, whatever its limits say: what leads to the first live event, or ends all.
     pub fn push(&mut self, piece: Arc<Piece>) {
-        if piece.bytes().is_empty() {
-            return;
+        if !piece.bytes().is_empty() {
+            self.backlog.push_back(Waiting { piece, is_live: false });
         }
+    }
+
+    /// Adds to what waits, and counts it against the limits.
+    fn push_live(&mut self, piece: Arc<Piece>) {
         self.frames += piece.frames() as usize;
         self.bytes += piece.bytes().len();
-        self.backlog.push_back(piece);
+        self.backlog.push_back(Waiting { piece, is_live: true });
     }
 
     /// Adds an event's piece under the limits. False: the client is to be disconnected.
     pub fn offer(&mut self, piece: &Arc<Piece>) -> bool {
         let (frames, bytes) = (piece.frames() as usize, piece.bytes().len());
-        while !self.backlog.is_empty()
+        // One alone may be larger than all that is allowed.
+        while self.bytes > 0
             && (self.frames + frames > self.limits.frames || self.bytes + bytes > self.limits.bytes)
         {
             match self.limits.overflow {
@@ -151,18 +171,16 @@ impl Connection {
                     // One that is partly sent must be sent whole, and one of no event opens or
                     // ends the stream.
                     let is_begun = usize::from(self.sent > 0);
-                    let oldest =
-                        (is_begun..self.backlog.len()).find(|at| self.backlog[*at].frames() > 0);
-                    let Some(dropped) = oldest.and_then(|at| self.backlog.remove(at)) else {
-                        break;
-                    };
-                    self.frames -= dropped.frames() as usize;
-                    self.bytes -= dropped.bytes().len();
-                    dropped.count_dropped();
+                    let mut after = self.backlog.range(is_begun..);
+                    let Some(at) = after.position(|waiting| waiting.is_live) else { break };
+                    let Some(dropped) = self.backlog.remove(is_begun + at) else { break };
+                    self.frames -= dropped.piece.frames() as usize;
+                    self.bytes -= dropped.piece.bytes().len();
+                    dropped.piece.count_dropped();
                 }
             }
         }
-        self.push(Arc::clone(piece));
+        self.push_live(Arc::clone(piece));
         true
     }
 
@@ -173,13 +191,13 @@ impl Connection {
             match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(count) if count == bytes.len() => return Wrote::All,
                 Ok(count) => {
-                    self.push(Arc::clone(piece));
+                    self.push_live(Arc::clone(piece));
                     self.sent = count;
                     return Wrote::Blocked;
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {
-                    self.push(Arc::clone(piece));
+                    self.push_live(Arc::clone(piece));
                     return Wrote::Blocked;
                 }
                 Err(errno) => return Wrote::Gone(reason_of(errno)),
@@ -193,9 +211,10 @@ impl Connection {
             let sent = {
                 let mut slices: SmallVec<[IoSlice<'_>; VECTOR]> = SmallVec::new();
                 let mut from = self.sent;
-                for piece in self.backlog.iter().take(VECTOR) {
+                for waiting in self.backlog.iter().take(VECTOR) {
                     // What is sent of the first is less than all of it.
-                    slices.push(IoSlice::new(piece.bytes().get(from..).unwrap_or_default()));
+                    slices
+                        .push(IoSlice::new(waiting.piece.bytes().get(from..).unwrap_or_default()));
                     from = 0;
                 }
                 let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -212,15 +231,18 @@ impl Connection {
     }
 
     fn advance(&mut self, count: usize) {
+        self.taken += count as u64;
         let mut left = self.sent + count;
-        while let Some(first) = self.backlog.front() {
-            if left < first.bytes().len() {
+        while let Some(Waiting { piece, is_live }) = self.backlog.front() {
+            if left < piece.bytes().len() {
                 break;
             }
-            left -= first.bytes().len();
-            self.frames -= first.frames() as usize;
-            self.bytes -= first.bytes().len();
-            first.count_delivered(1);
+            left -= piece.bytes().len();
+            if *is_live {
+                self.frames -= piece.frames() as usize;
+                self.bytes -= piece.bytes().len();
+            }
+            piece.count_delivered(1);
             self.backlog.pop_front();
         }
         if self.backlog.is_empty() {

@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{
     AtomicBool, AtomicUsize,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -125,9 +125,11 @@ impl Inbox {
     }
 
     fn take(&self) -> Vec<Item> {
-        // Before the look: who puts something in after it rings again.
-        if self.is_rung.swap(false, AcqRel) {
+        // Silenced before it can ring again, and all of that before the look: who puts something in
+        // after the look rings. (A ring that comes late wakes once for nothing.)
+        if self.is_rung.load(Acquire) {
             self.bell.take();
+            self.is_rung.store(false, Release);
         }
         std::mem::take(&mut *lock(&self.items))
     }
@@ -139,7 +141,6 @@ impl Outlet for Inbox {
     }
 
     fn ring(&self) {
-        // Released after what was put, acquired before it is looked for: whoever does not ring is seen.
         if !self.is_rung.swap(true, AcqRel) {
             self.bell.ring();
         }
@@ -153,6 +154,9 @@ struct Group {
     bus: Option<Weak<dyn Bus>>,
     members: Vec<usize>,
 }
+
+/// An event with its channel and its place in the hub's order.
+type Numbered = (ChannelNumber, u64, Arc<Event>);
 
 type GroupName = SmallVec<[ChannelNumber; 1]>;
 
@@ -347,25 +351,18 @@ impl Shard {
     }
 
     /// Gives events to all connections that listen.
-    fn fan_out(&mut self, events: &[(ChannelNumber, u64, Arc<Event>)]) {
-        let mut groups: SmallVec<[usize; 4]> = SmallVec::new();
-        for (channel, _, _) in events {
-            for group in self.groups_of.get(channel).into_iter().flatten() {
-                if !groups.contains(group) {
-                    groups.push(*group);
-                }
+    fn fan_out(&mut self, events: &[Numbered]) {
+        let mut of_groups: HashMap<usize, SmallVec<[&Numbered; 4]>> = HashMap::new();
+        for event in events {
+            for group in self.groups_of.get(&event.0).into_iter().flatten() {
+                of_groups.entry(*group).or_default().push(event);
             }
         }
         // Asked once for all.
         let now = self.now();
         let mut gone = Vec::new();
-        for group in groups {
+        for (group, its) in of_groups {
             let Some(group) = self.groups.get(group) else { continue };
-            let listens = |channel: &ChannelNumber| {
-                group.route.channels.iter().any(|(_, its)| its == channel)
-            };
-            let its: SmallVec<[&(ChannelNumber, u64, Arc<Event>); 4]> =
-                events.iter().filter(|(channel, ..)| listens(channel)).collect();
             let Some((_, first, _)) = its.first() else { continue };
             let mut shared = [None, None];
             for some in group.members.chunks(LOOKAHEAD) {
@@ -377,7 +374,7 @@ impl Shard {
                     let Some(connection) = self.connections.get_mut(*place) else { continue };
                     let Phase::Live(since) = connection.phase else { continue };
                     let framing = connection.framing;
-                    let own;
+                    let (own, mut own_done);
                     let (pieces, done) = if since < *first {
                         let entry = shared[framing as usize].get_or_insert_with(|| {
                             (Piece::of_events(framing, its.iter().map(|(_, _, event)| event)), 0)
@@ -386,9 +383,15 @@ impl Shard {
                     } else {
                         let later = its.iter().filter(|(_, sequence, _)| *sequence > since);
                         own = Piece::of_events(framing, later.map(|(_, _, event)| event));
-                        (&own, &mut 0)
+                        own_done = 0;
+                        (&own, &mut own_done)
                     };
-                    match give(connection, pieces, done) {
+                    let is_shared = since < *first;
+                    let given = give(connection, pieces, done);
+                    if !is_shared {
+                        pieces.iter().for_each(|piece| piece.count_delivered(*done));
+                    }
+                    match given {
                         Ok(true) => connection.written_at = now,
                         Ok(false) => {}
                         Err(reason) => gone.push((*place, reason)),
@@ -462,9 +465,9 @@ impl Shard {
         let now = self.now();
         let Some(connection) = self.connections.get_mut(place) else { return };
         if !connection.is_idle() {
-            let before = connection.left();
+            let before = connection.taken();
             let wrote = connection.flush();
-            if connection.left() < before {
+            if connection.taken() > before {
                 connection.written_at = now;
             }
             match wrote {
@@ -475,7 +478,11 @@ impl Shard {
         }
         match connection.phase {
             Phase::Live(_) | Phase::Lingering => {}
-            Phase::Behind(_) => self.behind.push_back((place, connection.number)),
+            Phase::Behind(_) if connection.is_queued => {}
+            Phase::Behind(_) => {
+                connection.is_queued = true;
+                self.behind.push_back((place, connection.number));
+            }
             Phase::Ending => {
                 connection.finish();
                 connection.phase = Phase::Lingering;
@@ -490,8 +497,13 @@ impl Shard {
         for _ in 0..TURN {
             let Some((place, number)) = self.behind.pop_front() else { return };
             let Some(connection) = self.connections.get_mut(place) else { continue };
-            let Phase::Behind(cursor) = connection.phase else { continue };
-            if connection.number != number || !connection.is_idle() {
+            let phase = connection.phase;
+            if connection.number != number {
+                continue;
+            }
+            connection.is_queued = false;
+            let Phase::Behind(cursor) = phase else { continue };
+            if !connection.is_idle() {
                 continue;
             }
             let group = &self.groups[connection.route];
@@ -561,6 +573,8 @@ impl Shard {
                 }
             }
             let next = if idle >= patience { now } else { connection.written_at } + patience;
+            // A stall is noticed in time, however rare the heartbeats are.
+            let next = if connection.is_idle() { next } else { next.min(now + STALLED / 4) };
             self.schedule(next, place, number);
         }
     }

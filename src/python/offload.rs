@@ -59,7 +59,9 @@ pub fn offload(
         threads,
     };
     let taken = py.detach(|| process.offload().take(handover))?;
-    stream.get().set_ended();
+    if taken {
+        stream.get().set_ended();
+    }
     Ok(taken)
 }
 

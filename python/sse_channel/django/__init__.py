@@ -108,6 +108,8 @@ class EventStreamResponse(StreamingHttpResponse):
         self._environ: dict[str, Any] = its_request.META
         self._other_end: Any = None
         self._exchange: Exchange | None = getattr(its_request, "scope", {}).get(KEY)
+        if self._exchange is not None:
+            self._exchange.is_held = self._stream is not None
         self._backlog = Backlog(overflow or "disconnect", opened[0]._capacity)
         self._content: Any = (
             _AsyncContent(self._stream, rest) if is_asgi else (self._stream or iter(rest))
