@@ -6,7 +6,16 @@ import asyncio
 
 import pytest
 
+from sse_channel import _sse_channel
 from sse_channel.asgi import offload
+
+
+@pytest.fixture(autouse=True)
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How often the streams of this process would have been ended: others need them still."""
+    ends: list[str] = []
+    monkeypatch.setattr(_sse_channel, "offload_end", lambda: ends.append("ended"))
+    return ends
 
 
 def lifespan(application) -> list[dict]:
@@ -30,20 +39,22 @@ def lifespan(application) -> list[dict]:
 COMPLETE = [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
 
 
-def test_the_lifespan_is_answered_for_an_application_that_knows_none():
+def test_the_lifespan_is_answered_for_an_application_that_knows_none(ends):
     async def application(scope, receive, send):
         raise ValueError("only HTTP")
 
     assert lifespan(application) == COMPLETE
+    assert ends == ["ended"]
 
 
-def test_the_lifespan_of_an_application_is_its_own():
+def test_the_lifespan_of_an_application_is_its_own(ends):
     async def application(scope, receive, send):
         for answer in COMPLETE:
             await receive()
             await send(answer)
 
     assert lifespan(application) == COMPLETE
+    assert ends == ["ended"]
 
 
 def test_an_application_that_fails_to_start_is_not_taken_for_one_without_a_lifespan():
