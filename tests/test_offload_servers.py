@@ -183,10 +183,9 @@ def test_the_request_is_logged_and_over_while_the_stream_goes_on(server: Server)
         until(lambda: "/dressed/" in server.output().rpartition("HEAD")[2], "a line in the log")
         assert not stream.is_ended
         # Nothing is written twice.
-        server.publish("One")
-        until(lambda: len(stream.events) == 1, "an event")
-        time.sleep(0.2)
-        assert len(stream.events) == 1
+        articles = [server.publish(headline)["id"] for headline in ("One", "Two")]
+        until(lambda: stream.events and stream.events[-1].json()["id"] == articles[1], "both")
+        assert [event.json()["id"] for event in stream.events] == articles
 
 
 @pytest.mark.parametrize("server", ["gunicorn-gthread", "gunicorn-gevent"], indirect=True)
