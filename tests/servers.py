@@ -219,6 +219,19 @@ class Server:
         (process,) = self.workers
         return process
 
+    @contextlib.contextmanager
+    def only(self, worker: psutil.Process) -> Iterator[None]:
+        """Meanwhile `worker` alone accepts connections: the others are stopped (SIGSTOP).
+
+        For moments only: an arbiter kills workers that are silent for long.
+        """
+        others = [process for process in self.workers if process != worker]
+        with contextlib.ExitStack() as stack:
+            for process in others:
+                process.suspend()
+                stack.callback(process.resume)
+            yield
+
     def database_descriptors(self) -> list[str]:
         """The worker's open files that belong to the database."""
         paths = [file.path for file in self.worker.open_files()]
@@ -465,6 +478,19 @@ def open_streams(
     finally:
         loop.run(close_all())
         loop.stop()
+
+
+@contextlib.contextmanager
+def spread_streams(
+    server: Server, path: str, count: int, **headers: str
+) -> Iterator[Sequence[Stream]]:
+    """`count` streams of every worker; else, which worker takes a connection is the system's."""
+    with contextlib.ExitStack() as stack:
+        streams: list[Stream] = []
+        for worker in server.workers:
+            with server.only(worker):
+                streams += stack.enter_context(open_streams(server, path, count, **headers))
+        yield streams
 
 
 @contextlib.contextmanager
