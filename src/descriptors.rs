@@ -4,10 +4,11 @@
 
 #![allow(unsafe_code, reason = "a number says nothing of who owns the descriptor")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use crate::error::Result;
 
@@ -79,6 +80,19 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd> {
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let high = fcntl_dupfd_cloexec(borrowed, LEAST);
     Ok(high.or_else(|_| fcntl_dupfd_cloexec(borrowed, 0))?)
+}
+
+/// Has the number `fd`, which somebody else holds, mean what `by` means from now on.
+///
+/// # Errors
+/// `Io` for a number that is none.
+pub fn replace(fd: RawFd, by: RawFd) -> Result<()> {
+    // SAFETY: as in `duplicate`. The number stays its holder's, who closes it as before: it is not
+    // dropped here.
+    let (by, mut held) =
+        unsafe { (BorrowedFd::borrow_raw(by), ManuallyDrop::new(OwnedFd::from_raw_fd(fd))) };
+    rustix::io::dup2(by, &mut held)?;
+    Ok(fcntl_setfd(&*held, FdFlags::CLOEXEC)?)
 }
 
 /// Takes `fd` out of the epoll set that somebody else holds as `epoll`, if it is in there.

@@ -168,8 +168,8 @@ pub struct ReadOn {
     pub events: Vec<Arc<Event>>,
     /// From where to go on.
     pub cursor: EventId,
-    /// Some were forgotten before they were read.
-    pub has_gap: bool,
+    /// Some were forgotten before they were read. What is lost up to here is told by that.
+    pub lost: Option<EventId>,
     /// Set once there are no more: the place in the hub's order from which on the outlet has them.
     pub live_from: Option<u64>,
 }
@@ -599,12 +599,21 @@ impl Hub {
         handed_over
     }
 
-    /// Up to `count` events after `cursor`, oldest first, for a connection that is behind.
-    pub fn read_on(&self, route: &Route, cursor: EventId, count: usize) -> ReadOn {
+    /// Up to `count` events after `cursor`, oldest first, for a connection that is behind, and was
+    /// told of what is lost up to `told`.
+    pub fn read_on(
+        &self,
+        route: &Route,
+        cursor: EventId,
+        told: Option<EventId>,
+        count: usize,
+    ) -> ReadOn {
         let state = lock(&self.state);
         let keys = || route.channels.iter().map(|(key, _)| *key);
         let histories = || keys().map(|key| &state.channels[key].history);
-        let gap = histories().find_map(|history| history.gap_after(cursor, state.clock.last()));
+        // The histories end at different ids: each end is a loss of its own, and is told once.
+        let known = told.map_or(cursor, |told| told.max(cursor));
+        let lost = histories().map(History::floor).filter(|floor| *floor > known).max();
         let mut events: Vec<Arc<Event>> = histories()
             .flat_map(|history| history.after(cursor).take(count + 1).map(Arc::clone))
             .collect();
@@ -614,7 +623,7 @@ impl Hub {
         events.truncate(count);
         let cursor = events.last().and_then(|event| event.id).unwrap_or(cursor);
         events.retain(|event| Kind::Stream.takes(event));
-        ReadOn { events, cursor, has_gap: gap.is_some(), live_from }
+        ReadOn { events, cursor, lost, live_from }
     }
 
     /// A connection of an outlet is gone.
@@ -638,12 +647,21 @@ impl Hub {
 
     /// Ends every client.
     pub fn close(&self, reason: Reason) {
+        self.close_those(|_| true, reason);
+    }
+
+    /// Ends every stream that a Python server iterates.
+    pub fn close_streams(&self, reason: Reason) {
+        self.close_those(|kind| kind == Kind::Stream, reason);
+    }
+
+    fn close_those(&self, which: impl Fn(Kind) -> bool, reason: Reason) {
         let mut after = Aftermath::default();
         {
             let mut state = lock(&self.state);
-            let clients: Vec<Arc<Client>> =
-                state.channels.iter().flat_map(|c| c.clients.iter()).map(|c| c.1.clone()).collect();
-            for client in clients {
+            let all = state.channels.iter().flat_map(|channel| channel.clients.iter());
+            let those = all.map(|(_, client)| client).filter(|client| which(client.kind()));
+            for client in those.cloned().collect::<Vec<Arc<Client>>>() {
                 state.remove(&client, reason, &mut after);
             }
         }
@@ -928,6 +946,35 @@ mod tests {
         let (client, _) = join(&hub, &[key], 1, Resume::After(start))?;
         hub.publish(key, draft("live"))?;
         assert_eq!(texts(&client), ["0", "1", "2", "3", "4", "live"]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_lost_is_told_once_however_many_steps_follow() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let (long, short) = (hub.channel("long", 100), hub.channel("short", 1));
+        let start = hub.newest();
+        for n in 0..20 {
+            hub.publish(long, draft(&n.to_string()))?;
+        }
+        for n in 20..30 {
+            hub.publish(short, draft(&n.to_string()))?;
+        }
+        let number = |key: ChannelKey| (key, lock(&hub.state).channels[key].number);
+        let channels = [number(long), number(short)].into_iter().collect();
+        let route = Route { hub: Arc::downgrade(&hub), channels };
+        let (mut cursor, mut told, mut losses, mut count) = (start, None, 0, 0);
+        loop {
+            let step = hub.read_on(&route, cursor, told, 3);
+            losses += usize::from(step.lost.is_some());
+            count += step.events.len();
+            told = told.max(step.lost);
+            cursor = step.cursor;
+            if step.live_from.is_some() {
+                break;
+            }
+        }
+        assert_eq!((losses, count), (1, 21));
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::bus::{Bus, Settings};
+use crate::clients::{Admission, Farewell};
 use crate::error::Result;
 use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
@@ -42,6 +43,11 @@ pub struct Process {
     timer: OnceLock<Timer>,
     runtime: Runtime,
     offload: Offload,
+    admission: Admission,
+    /// Milliseconds after which clients come back, as they were told last.
+    retry: AtomicU64,
+    /// Set when the process comes to its end.
+    farewell: OnceLock<Arc<Farewell>>,
 }
 
 /// What all named channels of a process share.
@@ -69,6 +75,9 @@ impl Process {
             timer: OnceLock::new(),
             runtime: Runtime::default(),
             offload: Offload::default(),
+            admission: Admission::default(),
+            retry: AtomicU64::new(0),
+            farewell: OnceLock::new(),
         });
         // The parent's state is left as it is: dropping it would touch its locks.
         std::mem::forget(current.replace(Arc::clone(&process)));
@@ -128,16 +137,49 @@ impl Process {
         &self.offload
     }
 
+    /// The streams of this process, offloaded ones too.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// Notes after how many milliseconds a client was told to come back.
+    pub fn set_retry(&self, milliseconds: u64) {
+        self.retry.store(milliseconds, Relaxed);
+    }
+
+    /// What streams are told, once they are all to come to their end.
+    pub fn farewell(&self) -> Option<&Farewell> {
+        self.farewell.get().map(|farewell| &**farewell)
+    }
+
+    /// Begins to end all streams, those to come too: what waits is sent, then when to come back.
+    /// Does not wait, and may be called by a handler of signals; the second time changes nothing.
+    pub fn end_streams(&self) {
+        let farewell = self.farewell.get_or_init(|| {
+            let retry = self.retry.load(Relaxed);
+            Arc::new(Farewell::new(retry, self.admission.taken()))
+        });
+        self.offload.end(farewell);
+        for hub in self.hubs() {
+            hub.close_streams(Reason::Exit);
+        }
+    }
+
+    fn hubs(&self) -> Vec<Arc<Hub>> {
+        let private = lock(&self.private);
+        let named = self.named.get().map(|named| Arc::clone(&named.hub));
+        named.into_iter().chain(private.iter().filter_map(WeakHub::upgrade)).collect()
+    }
+
     /// Ends every client of every channel, the bus and the runtime.
     pub fn close(&self, reason: Reason) {
-        self.offload.shut_down();
-        if let Some(named) = self.named.get() {
-            named.hub.close(reason);
-            named.bus.close();
-        }
-        let private: Vec<_> = lock(&self.private).iter().filter_map(WeakHub::upgrade).collect();
-        for hub in private {
+        self.end_streams();
+        self.offload.wait_for_end();
+        for hub in self.hubs() {
             hub.close(reason);
+        }
+        if let Some(named) = self.named.get() {
+            named.bus.close();
         }
         self.runtime.shut_down();
     }

@@ -309,3 +309,51 @@ def test_asgi_head_ends_at_once(name):
 
     assert asyncio.run(main()) == []
     assert len(SSEChannel(name).listeners) == 0
+
+
+def test_each_stream_counts_once_against_the_limit_of_clients(script):
+    script(
+        """
+import django
+from django.conf import settings
+settings.configure(SSE_CHANNEL={"MAX_CLIENTS": 2, "BUS": "memory://"}, SECRET_KEY="only for tests")
+django.setup()
+from django.test import RequestFactory
+from sse_channel import SSEChannel, stats
+from sse_channel.django import EventStreamResponse
+
+def respond(*channels, method="GET"):
+    request = RequestFactory().generic(method, "/")
+    response = EventStreamResponse(request, *(channels or ("news",)))
+    content = iter(response)
+    return response, next(content, b"")
+
+LATER = b"retry: 30000\\n\\n"
+private = SSEChannel()
+several, first = respond("news", "sport", "weather")
+assert first != LATER
+alone, first = respond(private)
+assert first != LATER
+full, first = respond()
+assert (full.status_code, first) == (200, LATER)
+assert stats()["offload"]["refused"] == {"full": 1, "server": 2}, stats()["offload"]
+# Neither counts one that has no stream, nor one that could not be made.
+assert respond(method="HEAD")[1] == b""
+try:
+    EventStreamResponse(RequestFactory().get("/"), "news", heartbeat=-1)
+except ValueError:
+    pass
+# A place is free again when a response is closed, however it ended.
+alone.close()
+again, first = respond()
+assert first != LATER
+several.close()
+again.close()
+two = [respond(), respond()]
+assert all(first != LATER for _, first in two)
+assert respond()[1] == LATER
+del two
+# Or when nobody holds it.
+assert respond()[1] != LATER
+"""
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import time
@@ -78,7 +79,6 @@ def take_over() -> Iterator[Callable[..., Peer]]:
                     policy=policy,
                     frames=frames,
                     bytes=size,
-                    retry=3000,
                     threads=2,
                 )
                 assert stream.closed
@@ -181,7 +181,7 @@ def test_several_channels_are_one_stream_in_one_order(name, until):
     with here, there:
         assert _sse_channel.offload(
             stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=100,
-            bytes=1 << 20, retry=3000, threads=1,
+            bytes=1 << 20, threads=1,
         )  # fmt: skip
         there.close()
         peer = Peer(here)
@@ -300,7 +300,7 @@ channel = SSEChannel("news")
 here, there = socket.socketpair()
 stream = channel.stream(heartbeat=None)
 assert _sse_channel.offload(stream, there.fileno(), b"", b"", chunked=False, policy="disconnect",
-                            frames=10, bytes=1000, retry=3000, threads=1)
+                            frames=10, bytes=1000, threads=1)
 there.close()
 read, write = os.pipe()
 child = os.fork()
@@ -310,7 +310,7 @@ if child == 0:
     mine, yours = socket.socketpair()
     stream = channel.stream(heartbeat=None)
     assert _sse_channel.offload(stream, yours.fileno(), b"", b"", chunked=False,
-                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=1)
+                                policy="disconnect", frames=10, bytes=1000, threads=1)
     channel.publish("in the child")
     mine.settimeout(30)
     found = b""
@@ -324,7 +324,7 @@ here.settimeout(30)
 found = b""
 while b"in the child" not in found:
     found += here.recv(1000)
-_sse_channel.offload_end()
+_sse_channel.end_streams(wait=True)
 while data := here.recv(1000):
     found += data
 assert found.endswith(b"\\n\\n") and b"retry: " in found, found
@@ -346,7 +346,7 @@ for _ in range(50):
     here, there = socket.socketpair()
     peers.append(here)
     assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
-                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=2)
+                                policy="disconnect", frames=10, bytes=1000, threads=2)
     there.close()
 channel.publish("last")
 # Nobody reads yet: what is sent is sent all the same. This is what the interpreter's end does.
@@ -381,7 +381,7 @@ for _ in range(300):
     here, there = socket.socketpair()
     peers.append(here)
     assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=False,
-                                policy="disconnect", frames=10, bytes=1000, retry=3000, threads=1)
+                                policy="disconnect", frames=10, bytes=1000, threads=1)
     there.close()
 assert channel.stats()["clients"]["socket"] == 300
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
@@ -400,7 +400,7 @@ from sse_channel import SSEChannel, _sse_channel
 channel = SSEChannel("news")
 def take(stream, fd):
     return _sse_channel.offload(stream, fd, b"", b"", chunked=False, policy="disconnect",
-                                frames=10, bytes=1000, retry=3000, threads=1)
+                                frames=10, bytes=1000, threads=1)
 here, there = socket.socketpair()
 assert take(channel.stream(), there.fileno())
 resource.setrlimit(resource.RLIMIT_NOFILE, (there.fileno() + 1, there.fileno() + 1))
@@ -480,9 +480,92 @@ def test_a_stream_that_has_ended_is_not_taken(name):
     with here, there:
         assert not _sse_channel.offload(
             stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=1,
-            bytes=1, retry=3000, threads=1,
+            bytes=1, threads=1,
         )  # fmt: skip
     # It gives what it has, as if nobody had tried.
     assert next(stream).startswith(b"retry: 3000")
     assert b"data: 0\n\n" in next(stream)
     assert next(stream, None) is None
+
+
+def inode(connection: socket.socket) -> int:
+    return os.fstat(connection.fileno()).st_ino
+
+
+def test_the_servers_number_is_never_a_second_way_to_the_connection(channel, until):
+    here, there = socket.socketpair()
+    dead, other = socket.socketpair()
+    with here, there, dead, other:
+        assert _sse_channel.offload(
+            channel.stream(), there.fileno(), HEAD, b"", instead=dead.fileno(), chunked=False,
+            policy="disconnect", frames=9, bytes=9, threads=1,
+        )  # fmt: skip
+        assert inode(there) == inode(dead)
+        assert not os.get_inheritable(there.fileno())
+        there.sendall(b"from the server")
+        assert other.recv(100) == b"from the server"
+        peer = Peer(here)
+        until(lambda: b"retry: " in peer.read())
+        assert peer.received.startswith(HEAD)
+        assert b"from the server" not in peer.received
+
+
+def test_a_connection_that_is_not_taken_stays_the_servers(channel):
+    stream = channel.stream()
+    next(stream)
+    here, there = socket.socketpair()
+    dead, other = socket.socketpair()
+    with here, there, dead, other:
+        before = inode(there)
+        assert not _sse_channel.offload(
+            stream, there.fileno(), HEAD, b"", instead=dead.fileno(), chunked=False,
+            policy="disconnect", frames=9, bytes=9, threads=1,
+        )  # fmt: skip
+        assert inode(there) == before
+        there.sendall(b"from the server")
+        assert here.recv(100) == b"from the server"
+
+
+def test_streams_that_begin_while_all_end_are_told_when_to_come_back(script):
+    script(
+        """
+import re, socket, threading
+from sse_channel import SSEChannel, _sse_channel
+
+channel, private = SSEChannel("news"), SSEChannel()
+queue = channel.listen()
+here, there = socket.socketpair()
+assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
+                            policy="disconnect", frames=10, bytes=1000, threads=1)
+there.close()
+open_ones = [channel.stream(heartbeat=None), private.stream(heartbeat=None)]
+for stream in open_ones:
+    next(stream)
+results = [[], []]
+threads = [threading.Thread(target=lambda s=s, r=r: r.extend(s), daemon=True)
+           for s, r in zip(open_ones, results)]
+for thread in threads:
+    thread.start()
+_sse_channel.end_streams(wait=True)
+for thread in threads:
+    thread.join(30)
+for (farewell,) in results:
+    assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
+# Nobody holds them any more, and nobody is passed anything.
+assert channel.stats()["clients"] == {"queue": 1, "stream": 0, "socket": 0}
+assert channel.stats()["disconnected"]["exit"] == 2
+
+(farewell,) = channel.stream(initial="not said any more")
+assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
+late = channel.stream()
+late.close()
+assert list(late) == []
+assert not _sse_channel.offload(channel.stream(), here.fileno(), b"", b"", chunked=True,
+                                policy="disconnect", frames=10, bytes=1000, threads=1)
+here.close()
+# Queues go on, as ever.
+channel.publish("still")
+assert queue.get(timeout=10) == "still"
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )

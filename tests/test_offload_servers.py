@@ -248,28 +248,92 @@ def test_a_request_that_came_late_leaves_no_work_behind(server: Server) -> None:
 @pytest.mark.parametrize("kind", OFFLOADING_KINDS)
 def test_at_sigterm_streams_are_told_when_to_come_back_and_ended(kind: str, tmp_path: Path) -> None:
     with Server(kind, tmp_path) as server, ExitStack() as stack:
-        connections = []
-        for _ in range(30):
-            connection = raw(server, b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            connections.append(stack.enter_context(closing(connection)))
-            read_until(connection, b"\n\n")
+        connections = open_raw(server, stack, 30)
         article = server.publish("The last one")
         begun = time.monotonic()
         server.master.send_signal(signal.SIGTERM)
-        retries = set()
-        for connection in connections:
-            received = b""
-            while data := connection.recv(65536):
-                received += data
+        for received in check_farewells(connections):
             assert b'"id":%d,' % article["id"] in received
-            # Whole, and ended as a body is.
-            assert received.endswith(b"\n\n\r\n0\r\n\r\n"), received[-100:]
-            retries.add(re.findall(rb"retry: (\d+)", received)[-1])
-        assert len(retries) > 20
         server.master.wait(30)
         # Not a measure of speed: the graceful timeout is 3 s, and killing comes after it.
         assert time.monotonic() - begun < 20
         assert "Traceback" not in server.output()
+
+
+def open_raw(server: Server, stack: ExitStack, count: int) -> list[socket.socket]:
+    """Streams whose bytes are looked at, each with its first received."""
+    connections = []
+    for _ in range(count):
+        connection = raw(server, b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connections.append(stack.enter_context(closing(connection)))
+        read_until(connection, b"\n\n")
+    return connections
+
+
+def check_farewells(connections: list[socket.socket]) -> list[bytes]:
+    """Each is ended as a body is, after it was told its own time to come back."""
+    all_received = []
+    for connection in connections:
+        # A server may keep the connection for a next request.
+        received = read_until(connection, b"\r\n0\r\n\r\n")
+        assert re.search(rb"\r\nretry: \d+\n\n\r\n0\r\n\r\n$", received), received[-100:]
+        all_received.append(received)
+    retries = {re.findall(rb"retry: (\d+)", received)[-1] for received in all_received}
+    assert len(retries) > len(connections) / 2
+    return all_received
+
+
+PATIENT = {
+    "gunicorn": ("--graceful-timeout", "60"),
+    "uvicorn": ("--timeout-graceful-shutdown", "60", "--lifespan", "off"),
+}
+
+
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("kind", [kind for kind in OFFLOADING_KINDS if kind != "gunicorn-sync"])
+def test_streams_end_when_the_stop_begins_and_not_when_other_requests_end(
+    kind: str, offload: bool, tmp_path: Path
+) -> None:
+    arguments = PATIENT[kind.partition("-")[0]]
+    with (
+        Server(kind, tmp_path, arguments=arguments, offload=offload) as server,
+        ExitStack() as stack,
+    ):
+        connections = open_raw(server, stack, 20)
+        assert kinds(server)["socket" if offload else "stream"] == 20
+        slow = stack.enter_context(closing(raw(server, b"GET /slow/ HTTP/1.0\r\n\r\n")))
+        until(lambda: "slow begins" in server.output(), "a request that takes long")
+        late = stack.enter_context(closing(raw(server, b"GET /news/events/ HTTP/1.1\r\n")))
+        article = server.publish("The last one")
+        worker = server.worker
+        server.master.send_signal(signal.SIGTERM)
+        for received in check_farewells(connections):
+            assert b'"id":%d,' % article["id"] in received
+        slow.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            slow.recv(1)
+        assert worker.is_running()
+        if kind == "gunicorn-gevent":
+            # What was under way when it began is told the same.
+            late.sendall(b"Host: localhost\r\n\r\n")
+            check_farewells([late])
+        assert "Traceback" not in server.output()
+        server.kill()
+
+
+def test_a_stream_that_holds_a_sync_worker_ends_when_the_stop_begins(tmp_path: Path) -> None:
+    arguments = PATIENT["gunicorn"]
+    with (
+        Server("gunicorn-sync", tmp_path, arguments=arguments, offload=False) as server,
+        ExitStack() as stack,
+    ):
+        connections = open_raw(server, stack, 1)
+        begun = time.monotonic()
+        server.master.send_signal(signal.SIGTERM)
+        check_farewells(connections)
+        server.master.wait(50)
+        # Not a measure of speed: the graceful timeout is 60 s.
+        assert time.monotonic() - begun < 50
 
 
 @pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gevent", "uvicorn-uvloop-httptools"])

@@ -391,7 +391,8 @@ def consume():
     stream = channel.stream(heartbeat=None)
     for chunk in stream:
         ready.set()
-    print("ended", len(channel.listeners), flush=True)
+    # In one piece: a daemon thread may be gone between two.
+    print(f"ended {len(channel.listeners)}", flush=True)
 if sys.argv[1] == "executor":
     ThreadPoolExecutor(1).submit(consume)
 else:

@@ -29,10 +29,10 @@ __all__ = [
     "check_bus",
     "close_all",
     "encode_frame",
+    "end_streams",
     "figures",
     "forked",
     "offload",
-    "offload_end",
     "offload_figures",
     "prepare",
     "register",
@@ -161,7 +161,13 @@ class Queue(Client):
 class Stream(Client):
     """A client whose frames a Python server takes."""
 
-    def __new__(cls, capacity: int, overflow: str, heartbeat: float | None) -> Self: ...
+    def __new__(cls, capacity: int, overflow: str, heartbeat: float | None, most: int) -> Self:
+        """Make one, if the process has less than `most` (0: however many it has).
+
+        Raises:
+            queue.Full: it has as many.
+        """
+
     @property
     def heartbeat(self) -> float | None:
         """Seconds of idleness after which a comment is sent; None for never."""
@@ -273,19 +279,21 @@ def offload(
     head: bytes,
     body: bytes,
     *,
+    instead: int | None = None,
     chunked: bool,
     policy: str,
     frames: int,
     bytes: int,
-    retry: int,
     threads: int,
 ) -> bool:
     """Take over the connection `fd`, which a server holds, and the stream with it.
 
-    The descriptor is duplicated. `head` is sent first, then what the stream opens with, then
-    `body`, then events: as chunks of HTTP/1.1 if `chunked`. The stream gives nothing more. Of what
-    the client does not take, `frames` and `bytes` may wait; `policy` says what happens to more, as
-    for a queue. `threads` I/O threads are begun at the first call of a process.
+    The descriptor is duplicated; the number `fd` means what `instead` means from then on, if it is
+    not None, so that no two write to the connection. `head` is sent first, then what the stream
+    opens with, then `body`, then events: as chunks of HTTP/1.1 if `chunked`. The stream gives
+    nothing more. Of what the client does not take, `frames` and `bytes` may wait; `policy` says
+    what happens to more, as for a queue. `threads` I/O threads are begun at the first call of a
+    process.
 
     Returns:
         False, and nothing was done, for a stream that has ended or given something already.
@@ -295,11 +303,12 @@ def offload(
         BusError: the process is ending; nothing was done.
     """
 
-def offload_end() -> None:
-    """End all connections that left Python, and take over none any more.
+def end_streams(wait: bool) -> None:
+    """End all streams of this process, and those that begin later at once.
 
     What waits is sent, each client is told when to come back (not all at one time), and the body is
-    ended. It takes two seconds at the most, with the GIL released.
+    ended. It takes two seconds at the most for those that left Python; with `wait` it returns then,
+    with the GIL released. Without, it may be called by a handler of signals. Queues go on.
     """
 
 def offload_figures() -> dict[str, int]:

@@ -71,7 +71,7 @@ async def _live(application: Application, scope: Scope, receive: Receive, send: 
         message = await receive()
         is_spoken = True
         if message["type"] == "lifespan.shutdown":
-            await asyncio.get_running_loop().run_in_executor(None, _sse_channel.offload_end)
+            await asyncio.get_running_loop().run_in_executor(None, _sse_channel.end_streams, True)
         return message
 
     try:

@@ -9,7 +9,6 @@ there; it logs the request, closes, and is free for the next one, while the conn
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections import Counter
@@ -28,7 +27,6 @@ __all__ = [
     "Backlog",
     "Refused",
     "hand_over",
-    "is_full",
     "refuse",
     "take_over_wsgi",
 ]
@@ -50,18 +48,6 @@ class Refused(Exception):
 def refuse(reason: str) -> None:
     """Count a stream that was not offloaded."""
     refused[reason] += 1
-
-
-def is_full() -> bool:
-    """Whether this process has as many streams as `MAX_CLIENTS` allows; counts one refused."""
-    most = options().max_clients
-    if not most:
-        return False
-    ordinary = sum(each["clients"]["stream"] for each in _sse_channel.figures().values())
-    if ordinary + _sse_channel.offload_figures()["connections"] < most:
-        return False
-    refuse("full")
-    return True
 
 
 class Backlog(NamedTuple):
@@ -105,16 +91,16 @@ def take_over_wsgi(stream: EventStream, environ: Mapping[str, Any], backlog: Bac
         here, there = _dead_pair()
         try:
             _forget_in_loop(connection)
+            # After it the connection is not the server's any more.
             hand_over(
                 stream,
                 connection.fileno(),
                 head.encode("latin-1"),
                 body,
+                instead=here.fileno(),
                 is_chunked=is_chunked,
                 backlog=backlog,
             )
-            # From here on the connection is not the server's any more.
-            os.dup2(here.fileno(), connection.fileno(), inheritable=False)
         except BaseException:
             there.close()
             raise
@@ -129,11 +115,19 @@ def take_over_wsgi(stream: EventStream, environ: Mapping[str, Any], backlog: Bac
 
 
 def hand_over(
-    stream: EventStream, fd: int, head: bytes, body: bytes, *, is_chunked: bool, backlog: Backlog
+    stream: EventStream,
+    fd: int,
+    head: bytes,
+    body: bytes,
+    *,
+    instead: int | None = None,
+    is_chunked: bool,
+    backlog: Backlog,
 ) -> None:
     """Give the extension a duplicate of the connection `fd`, and the stream with it.
 
-    `head` is sent first, then what the stream opens with, then `body`.
+    `head` is sent first, then what the stream opens with, then `body`. The number `fd` means what
+    `instead` means from then on.
 
     Raises:
         Refused: nothing was done.
@@ -144,11 +138,11 @@ def hand_over(
             fd,
             head,
             body,
+            instead=instead,
             chunked=is_chunked,
             policy=backlog.policy,
             frames=backlog.frames,
             bytes=options().backlog_bytes,
-            retry=options().retry,
             threads=options().io_threads,
         )
     except _sse_channel.BusError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import _sse_channel
 from .config import options
 from .event import check_text, encode_frame
+from .server_stop import watch_server
 from .waiting import close_at_exit, wait
 
 if TYPE_CHECKING:
@@ -101,11 +102,17 @@ def open_stream(
     last_event_id: str | None,
     heartbeat: float | None,
     initial: Any,
+    most: int = 0,
 ) -> EventStream:
-    """Make a stream and register it with `channels`, which must be of one bus."""
+    """Make a stream and register it with `channels`, which must be of one bus.
+
+    Raises:
+        queue.Full: the process has `most` streams already, if that is not 0.
+    """
     check_text(last_event_id, "last_event_id")
+    watch_server()
     first = None if initial is None else _first_payload(initial)
-    stream = EventStream(capacity, overflow, heartbeat)
+    stream = EventStream(capacity, overflow, heartbeat, most)
     close_at_exit()
     timeout = options().publish_timeout
     weak = weakref.ref(stream)

@@ -12,6 +12,7 @@ use rustix::net::{
 use smallvec::SmallVec;
 use socket2::SockRef;
 
+use crate::clients::Slot;
 use crate::descriptors::Own;
 use crate::event_id::EventId;
 use crate::metrics::Reason;
@@ -39,7 +40,12 @@ pub struct Backlog {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It reads history after this id, a few events at a time.
-    Behind(EventId),
+    Behind {
+        /// The last event that it was given.
+        cursor: EventId,
+        /// It was told that it misses some, up to here.
+        told: Option<EventId>,
+    },
     /// It gets what is passed after this place in the hub's order.
     Live(u64),
     /// It is written to its end, and then no more.
@@ -97,11 +103,19 @@ pub struct Connection {
     /// It waits to be given more of history.
     pub is_queued: bool,
     unread: usize,
+    /// Given back with the connection.
+    _slot: Option<Arc<Slot>>,
 }
 
 impl Connection {
-    /// A connection that has sent nothing; `head` goes first.
-    pub fn new(socket: Own, framing: Framing, limits: Backlog, heartbeat: u32) -> Connection {
+    /// A connection that has sent nothing.
+    pub fn new(
+        socket: Own,
+        framing: Framing,
+        limits: Backlog,
+        heartbeat: u32,
+        slot: Option<Arc<Slot>>,
+    ) -> Connection {
         Connection {
             socket,
             phase: Phase::Live(0),
@@ -119,6 +133,7 @@ impl Connection {
             taken: 0,
             is_queued: false,
             unread: 0,
+            _slot: slot,
         }
     }
 

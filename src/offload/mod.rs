@@ -11,7 +11,7 @@ mod connection;
 mod piece;
 mod shard;
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
@@ -21,10 +21,12 @@ use crossbeam_channel::{Receiver, bounded};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::bus::Bus;
+use crate::clients::{Farewell, Slot};
 use crate::descriptors::{self, Own};
 use crate::error::{Error, Result};
 use crate::event_id::EventId;
 use crate::hub::{Hub, Outlet};
+use crate::metrics::Reason;
 use crate::queue::Client;
 use crate::sync::lock;
 
@@ -51,14 +53,13 @@ pub struct Offload {
     running: Mutex<Running>,
     /// Streams that were offloaded since the process began.
     taken: AtomicU64,
-    /// Milliseconds after which clients come back, as they were told last.
-    retry: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Running {
     threads: Vec<(Arc<Inbox>, Receiver<()>)>,
-    is_over: bool,
+    /// Set when all of it comes to its end: until then.
+    deadline: Option<Instant>,
 }
 
 /// A stream to be offloaded.
@@ -74,6 +75,8 @@ pub struct Handover<'a> {
     pub cursor: EventId,
     /// The number of the descriptor that somebody else holds.
     pub fd: RawFd,
+    /// What that number is to mean from then on, if not the connection.
+    pub instead: Option<RawFd>,
     /// The head of the response.
     pub head: &'a [u8],
     /// The first frames of the body.
@@ -84,8 +87,8 @@ pub struct Handover<'a> {
     pub backlog: Backlog,
     /// The heartbeat.
     pub heartbeat: Option<Duration>,
-    /// Milliseconds after which the client comes back.
-    pub retry: u64,
+    /// The client's place in the process.
+    pub slot: Option<Arc<Slot>>,
     /// I/O threads to begin, if none run yet.
     pub threads: usize,
 }
@@ -102,37 +105,52 @@ impl Offload {
         let heartbeat = handover
             .heartbeat
             .map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1));
-        let mut connection = Connection::new(socket, handover.framing, handover.backlog, heartbeat);
+        let mut connection =
+            Connection::new(socket, handover.framing, handover.backlog, heartbeat, handover.slot);
         let mut first = handover.head.to_vec();
         first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
         connection.push(Arc::new(Piece::plain(None, &first)));
         let outlet: Arc<dyn Outlet> = Arc::clone(&inbox) as _;
-        inbox.connections.fetch_add(1, Relaxed);
         let bus = handover.bus;
+        let mut connection = Some(connection);
+        let mut late = None;
+        if let Some(instead) = handover.instead {
+            // First, so that there are never two who write to it.
+            descriptors::replace(handover.fd, instead)?;
+        }
+        inbox.connections.fetch_add(1, Relaxed);
         let is_taken = handover.hub.hand_over(
             handover.client,
             handover.cursor,
             shard::STEP,
             &outlet,
             |route, first, sequence| {
+                let Some(connection) = connection.take() else { return };
                 let joining = Joining { connection, route, first, sequence, bus };
-                inbox.push(Item::Join(Box::new(joining)));
+                late = inbox.push(Item::Join(Box::new(joining))).err();
             },
         );
-        if is_taken {
-            self.retry.store(handover.retry, Relaxed);
-            self.taken.fetch_add(1, Relaxed);
+        if let Some(Item::Join(joining)) = late {
+            // The thread has ended in this instant: the client finds out at once.
+            handover.hub.let_go(&joining.route, &outlet, Reason::Exit);
+            joining.connection.end(false);
+            inbox.connections.fetch_sub(1, Relaxed);
+        } else if is_taken {
             inbox.ring();
         } else {
             inbox.connections.fetch_sub(1, Relaxed);
+            if let (Some(connection), Some(_)) = (&connection, handover.instead) {
+                descriptors::replace(handover.fd, connection.socket().as_raw_fd())?;
+            }
         }
+        self.taken.fetch_add(u64::from(is_taken), Relaxed);
         Ok(is_taken)
     }
 
     /// The thread with the fewest connections.
     fn choose(&self, threads: usize) -> Result<Arc<Inbox>> {
         let mut running = lock(&self.running);
-        if running.is_over {
+        if running.deadline.is_some() {
             return Err(Error::Bus("the process is ending".to_owned()));
         }
         if running.threads.is_empty() {
@@ -164,22 +182,31 @@ impl Offload {
         self.taken.load(Relaxed)
     }
 
-    /// Ends all connections: what waits is sent, each client is told when to come back, not all
-    /// at one time, and the body is ended. Waits two seconds at the most.
-    pub fn shut_down(&self) {
-        let threads = {
-            let mut running = lock(&self.running);
-            running.is_over = true;
-            std::mem::take(&mut running.threads)
-        };
+    /// Begins to end all connections: what waits is sent, each client is told when to come back,
+    /// not all at one time, and the body is ended. Does not wait; the second time changes nothing.
+    pub fn end(&self, farewell: &Arc<Farewell>) {
+        let mut running = lock(&self.running);
+        if running.deadline.is_some() {
+            return;
+        }
         let deadline = Instant::now() + FAREWELL;
-        let clients: usize = threads.iter().map(|(inbox, _)| inbox.connections.load(Relaxed)).sum();
-        for (inbox, _) in &threads {
-            let retry = self.retry.load(Relaxed);
-            inbox.push(Item::ShutDown { deadline, retry, clients: clients as u64 });
+        running.deadline = Some(deadline);
+        for (inbox, _) in &running.threads {
+            // Refused by a thread that has ended: then there is nothing to end.
+            let _ = inbox.push(Item::End { deadline, farewell: Arc::clone(farewell) });
             inbox.ring();
         }
-        for (_, ended) in &threads {
+    }
+
+    /// Waits until all connections are ended: two seconds after `end` at the most.
+    pub fn wait_for_end(&self) {
+        let (threads, deadline) = {
+            let running = lock(&self.running);
+            let Some(deadline) = running.deadline else { return };
+            let ended = running.threads.iter().map(|(_, ended)| ended.clone());
+            (ended.collect::<Vec<Receiver<()>>>(), deadline)
+        };
+        for ended in threads {
             // Told by the end of the other side. A thread that is late is left behind.
             let _ = ended.recv_deadline(deadline + Duration::from_millis(500));
         }

@@ -6,7 +6,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{
@@ -23,6 +22,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::bus::Bus;
+use crate::clients::{Chance, Farewell};
 use crate::descriptors::Inherited;
 use crate::error::Result;
 use crate::event::Event;
@@ -68,13 +68,11 @@ pub enum Item {
     /// A new connection.
     Join(Box<Joining>),
     /// Everything is to come to its end until then.
-    ShutDown {
+    End {
         /// When what is left is cut off.
         deadline: Instant,
-        /// The shortest time in which a client comes back, in milliseconds.
-        retry: u64,
-        /// Clients of the process: the more there are, the longer they are spread over.
-        clients: u64,
+        /// What clients are told.
+        farewell: Arc<Farewell>,
     },
 }
 
@@ -96,8 +94,8 @@ pub struct Joining {
 /// The way to an I/O thread.
 #[derive(Debug)]
 pub struct Inbox {
-    /// Held to put or to take, also under a hub's lock.
-    items: Mutex<Vec<Item>>,
+    /// Held to put or to take, also under a hub's lock. Nothing at all once the thread has ended.
+    items: Mutex<Option<Vec<Item>>>,
     bell: Wakeups,
     /// Rung and not yet answered.
     is_rung: AtomicBool,
@@ -112,7 +110,7 @@ impl Inbox {
     /// `Io` when there is none.
     pub fn new() -> Result<Inbox> {
         Ok(Inbox {
-            items: Mutex::default(),
+            items: Mutex::new(Some(Vec::new())),
             bell: Wakeups::new()?,
             is_rung: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
@@ -120,8 +118,22 @@ impl Inbox {
     }
 
     /// Puts something in; `ring` tells of it.
-    pub fn push(&self, item: Item) {
-        lock(&self.items).push(item);
+    ///
+    /// # Errors
+    /// Gives it back when the thread has ended.
+    pub fn push(&self, item: Item) -> std::result::Result<(), Item> {
+        match &mut *lock(&self.items) {
+            Some(items) => {
+                items.push(item);
+                Ok(())
+            }
+            None => Err(item),
+        }
+    }
+
+    /// Takes what is left, and refuses all that comes later.
+    fn close(&self) -> Vec<Item> {
+        lock(&self.items).take().unwrap_or_default()
     }
 
     fn take(&self) -> Vec<Item> {
@@ -131,13 +143,14 @@ impl Inbox {
             self.bell.take();
             self.is_rung.store(false, Release);
         }
-        std::mem::take(&mut *lock(&self.items))
+        lock(&self.items).as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
 
 impl Outlet for Inbox {
     fn put(&self, passed: Passed) {
-        self.push(Item::Passed(passed));
+        // A thread that has ended has nobody to give it to.
+        let _ = self.push(Item::Passed(passed));
     }
 
     fn ring(&self) {
@@ -176,11 +189,11 @@ pub struct Shard {
     behind: VecDeque<(usize, u64)>,
     heartbeats: [Arc<Piece>; 2],
     started: Instant,
-    random: RandomState,
+    chance: Chance,
     numbers: u64,
     scratch: Vec<u8>,
-    /// Set at the shutdown.
-    deadline: Option<Instant>,
+    /// Set when everything ends.
+    end: Option<(Instant, Arc<Farewell>)>,
     /// Dropped at the thread's end.
     _alive: Sender<()>,
 }
@@ -208,15 +221,15 @@ impl Shard {
             behind: VecDeque::new(),
             heartbeats: [heartbeat(Framing::Chunked), heartbeat(Framing::UntilClose)],
             started: Instant::now(),
-            random: RandomState::new(),
+            chance: Chance::default(),
             numbers: 0,
             scratch: vec![0; 4096],
-            deadline: None,
+            end: None,
             _alive: alive,
         })
     }
 
-    /// Serves until the shutdown is through.
+    /// Serves until everything has ended.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
@@ -235,14 +248,24 @@ impl Shard {
             }
             self.serve_those_behind();
             self.serve_those_due();
-            if let Some(deadline) = self.deadline
+            if let Some((deadline, _)) = self.end
                 && (self.connections.is_empty() || Instant::now() >= deadline)
             {
-                for (_, connection) in &self.connections {
-                    connection.end(false);
-                }
-                return;
+                return self.cut_off();
             }
+        }
+    }
+
+    /// Ends what is left, also what has just come, and takes nothing more.
+    fn cut_off(&mut self) {
+        for item in self.inbox.close() {
+            if let Item::Join(joining) = item {
+                self.join(*joining);
+            }
+        }
+        let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
+        for place in places {
+            self.remove(place, Reason::Exit);
         }
     }
 
@@ -257,18 +280,11 @@ impl Shard {
         let now = self.now();
         let next =
             self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
-        let end = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let end = self.end.as_ref().map(|(at, _)| at.saturating_duration_since(Instant::now()));
         match (next, end) {
             (Some(next), Some(end)) => Some(next.min(end)),
             (next, end) => next.or(end),
         }
-    }
-
-    /// A number from 0 to below 1.
-    fn chance(&self, seed: u64) -> f64 {
-        let mut hasher = self.random.build_hasher();
-        hasher.write_u64(seed);
-        (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     // --- What it is told ---------------------------------------------------------------------
@@ -276,7 +292,7 @@ impl Shard {
     fn take_items(&mut self) {
         let mut events = Vec::new();
         let mut ended = Vec::new();
-        let mut shut_down = None;
+        let mut end = None;
         for item in self.inbox.take() {
             match item {
                 // Before the events of the same turn: those that it must not have are before its
@@ -286,17 +302,19 @@ impl Shard {
                     events.push((channel, sequence, event));
                 }
                 Item::Passed(Passed::End(channel)) => ended.push(channel),
-                Item::ShutDown { deadline, retry, clients } => {
-                    shut_down = Some((deadline, retry, clients));
-                }
+                Item::End { deadline, farewell } => end = Some((deadline, farewell)),
             }
         }
         self.fan_out(&events);
         for channel in ended {
             self.end_channel(channel);
         }
-        if let Some((deadline, retry, clients)) = shut_down {
-            self.shut_down(deadline, retry, clients);
+        if end.is_some() {
+            self.end = end;
+            let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
+            for place in places {
+                self.end_after_what_waits(place);
+            }
         }
     }
 
@@ -307,7 +325,7 @@ impl Shard {
         connection.number = self.numbers;
         connection.written_at = now;
         connection.phase = match first {
-            First::After(cursor) => Phase::Behind(cursor),
+            First::After(cursor) => Phase::Behind { cursor, told: None },
             First::Events(events) => {
                 for piece in Piece::of_events(connection.framing, &events) {
                     connection.push(piece);
@@ -341,12 +359,12 @@ impl Shard {
             return;
         }
         // Not all at one time, also of those that came at one time.
-        let wait = f64::from(interval) * (0.5 + self.chance(number) / 2.0);
+        let wait = f64::from(interval) * (0.5 + self.chance.of(number) / 2.0);
         self.schedule(now + wait as u64, place, number);
         self.go_on(place);
-        if self.deadline.is_some() {
+        if self.end.is_some() {
             // It came while everything ends.
-            self.end_after_what_waits(place, None);
+            self.end_after_what_waits(place);
         }
     }
 
@@ -415,37 +433,29 @@ impl Shard {
         let members: Vec<usize> =
             groups.iter().flat_map(|group| self.groups[*group].members.clone()).collect();
         for place in members {
-            self.end_after_what_waits(place, None);
+            self.end_after_what_waits(place);
         }
     }
 
-    fn shut_down(&mut self, deadline: Instant, retry: u64, clients: u64) {
-        self.deadline = Some(deadline);
-        let places: Vec<usize> = self.connections.iter().map(|(place, _)| place).collect();
-        // Thousands must not come back in one instant: one each millisecond, at the most.
-        let spread = retry.max(clients) as f64;
-        for place in places {
-            let retry = retry / 2 + (self.chance(place as u64) * spread) as u64;
-            self.end_after_what_waits(place, Some(format!("retry: {retry}\n\n")));
-        }
-    }
-
-    fn end_after_what_waits(&mut self, place: usize, farewell: Option<String>) {
+    /// Ends a connection, with what is to be said when everything ends.
+    fn end_after_what_waits(&mut self, place: usize) {
         let Some(connection) = self.connections.get_mut(place) else { return };
         if matches!(connection.phase, Phase::Ending | Phase::Lingering) {
             return;
         }
         connection.phase = Phase::Ending;
         let framing = connection.framing;
-        let farewell = Piece::plain(Some(framing), farewell.unwrap_or_default().as_bytes());
-        connection.push(Arc::new(farewell));
+        if let Some((_, farewell)) = &self.end {
+            let frame = farewell.frame();
+            connection.push(Arc::new(Piece::plain(Some(framing), frame.as_bytes())));
+        }
         connection.push(Arc::new(Piece::plain(None, piece::end(framing))));
         self.go_on(place);
     }
 
     /// Why a connection was written to its end.
     fn ending(&self) -> Reason {
-        if self.deadline.is_some() { Reason::Exit } else { Reason::Closed }
+        if self.end.is_some() { Reason::Exit } else { Reason::Closed }
     }
 
     // --- Single connections ------------------------------------------------------------------
@@ -478,8 +488,8 @@ impl Shard {
         }
         match connection.phase {
             Phase::Live(_) | Phase::Lingering => {}
-            Phase::Behind(_) if connection.is_queued => {}
-            Phase::Behind(_) => {
+            Phase::Behind { .. } if connection.is_queued => {}
+            Phase::Behind { .. } => {
                 connection.is_queued = true;
                 self.behind.push_back((place, connection.number));
             }
@@ -502,17 +512,17 @@ impl Shard {
                 continue;
             }
             connection.is_queued = false;
-            let Phase::Behind(cursor) = phase else { continue };
+            let Phase::Behind { cursor, told } = phase else { continue };
             if !connection.is_idle() {
                 continue;
             }
             let group = &self.groups[connection.route];
             let Some(hub) = group.route.hub.upgrade() else {
-                self.end_after_what_waits(place, None);
+                self.end_after_what_waits(place);
                 continue;
             };
-            let step = hub.read_on(&group.route, cursor, STEP);
-            if step.has_gap {
+            let step = hub.read_on(&group.route, cursor, told, STEP);
+            if step.lost.is_some() {
                 let reset = frame::reset(Gap::TooOld.reason());
                 connection.push(Arc::new(Piece::plain(Some(connection.framing), &reset)));
             }
@@ -521,7 +531,7 @@ impl Shard {
             }
             connection.phase = match step.live_from {
                 Some(sequence) => Phase::Live(sequence),
-                None => Phase::Behind(step.cursor),
+                None => Phase::Behind { cursor: step.cursor, told: told.max(step.lost) },
             };
             self.go_on(place);
         }
@@ -539,7 +549,7 @@ impl Shard {
             && at <= now
         {
             self.due.pop();
-            let chance = self.chance(number ^ at);
+            let chance = self.chance.of(number ^ at);
             let Some(connection) = self.connections.get_mut(place) else { continue };
             if connection.number != number {
                 continue;
@@ -654,4 +664,19 @@ fn give(
         }
     }
     Ok(was_idle && connection.is_idle())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_the_end_of_a_thread_is_given_back() -> Result<()> {
+        let inbox = Inbox::new()?;
+        assert!(inbox.push(Item::Passed(Passed::End(1))).is_ok());
+        assert_eq!(inbox.close().len(), 1);
+        assert!(matches!(inbox.push(Item::Passed(Passed::End(2))), Err(Item::Passed(_))));
+        assert!(inbox.take().is_empty() && inbox.close().is_empty());
+        Ok(())
+    }
 }

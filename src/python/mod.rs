@@ -28,7 +28,7 @@ mod _sse_channel {
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
-    use super::offload::{offload, offload_end, offload_figures, unwatch};
+    use super::offload::{end_streams, offload, offload_figures, unwatch};
     #[pymodule_export]
     use super::parking::{Parking, forked};
     #[pymodule_export]

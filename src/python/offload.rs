@@ -15,20 +15,21 @@ use crate::python::stream::Stream;
 /// Takes over the connection `fd` that a server holds, and the stream with it.
 ///
 /// `head` is sent first, then what the stream opens with, then `body`. False, and nothing was done,
-/// for a stream that has ended or given something already.
+/// for a stream that has ended or given something already. `instead` is what the number `fd` means
+/// afterwards.
 #[pyfunction]
-#[pyo3(signature = (stream, fd, head, body, *, chunked, policy, frames, bytes, retry, threads))]
+#[pyo3(signature = (stream, fd, head, body, *, instead=None, chunked, policy, frames, bytes, threads))]
 #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
 pub fn offload(
     stream: &Bound<'_, Stream>,
     fd: RawFd,
     head: &[u8],
     body: &[u8],
+    instead: Option<RawFd>,
     chunked: bool,
     policy: &str,
     frames: usize,
     bytes: usize,
-    retry: u64,
     threads: usize,
 ) -> PyResult<bool> {
     let py = stream.py();
@@ -50,12 +51,13 @@ pub fn offload(
         client: &client.core,
         cursor,
         fd,
+        instead,
         head,
         body: &first,
         framing: if chunked { Framing::Chunked } else { Framing::UntilClose },
         backlog: Backlog { frames, bytes, overflow },
         heartbeat: stream.get().every(),
-        retry,
+        slot: stream.get().slot(),
         threads,
     };
     let taken = py.detach(|| process.offload().take(handover))?;
@@ -75,12 +77,17 @@ pub fn offload_figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(dict)
 }
 
-/// Ends all connections that left Python, telling each client when to come back. It takes two seconds
-/// at the most; none is taken over any more.
+/// Ends all streams, telling each client when to come back; none begins any more. With `wait` it
+/// returns when those that left Python are ended, which takes two seconds at the most.
 #[pyfunction]
-pub fn offload_end(py: Python<'_>) {
+pub fn end_streams(py: Python<'_>, wait: bool) {
     let process = Process::current();
-    py.detach(|| process.offload().shut_down());
+    py.detach(|| {
+        process.end_streams();
+        if wait {
+            process.offload().wait_for_end();
+        }
+    });
 }
 
 /// Takes a descriptor out of the epoll set of somebody else's loop.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +11,13 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::clients::Slot;
+use crate::error::Error;
 use crate::event::Event;
 use crate::event_id::EventId;
 use crate::frame::HEARTBEAT;
 use crate::metrics::Reason;
+use crate::process::Process;
 use crate::python::client::{Client, duration};
 use crate::python::wait;
 use crate::queue::{Kind, Taken, drain};
@@ -34,6 +37,8 @@ pub struct Stream {
     /// Makes the first payload, once, after the prelude.
     initial: Mutex<Option<Py<PyAny>>>,
     ended: AtomicBool,
+    /// Its place among the streams of the process, until it has ended.
+    slot: Mutex<Option<Arc<Slot>>>,
     /// Opens the stream at its first step, where that could not be done at once: a callable, told
     /// whether it may wait itself.
     opener: Mutex<Option<Py<PyAny>>>,
@@ -79,9 +84,16 @@ impl Stream {
         Some((*self.cursor.get()?, prelude.iter().flatten().copied().collect()))
     }
 
-    /// Its client was taken over: it gives nothing more.
+    /// Its place among the streams of the process.
+    pub fn slot(&self) -> Option<Arc<Slot>> {
+        lock(&self.slot).clone()
+    }
+
+    /// It gives nothing more: it is through, or its client was taken over.
     pub fn set_ended(&self) {
         self.ended.store(true, Relaxed);
+        lock(&self.prelude).clear();
+        lock(&self.slot).take();
     }
 
     /// What there is without waiting.
@@ -89,13 +101,16 @@ impl Stream {
         let py = slf.py();
         let stream = slf.get();
         let client = slf.as_super().get();
-        if stream.ended.load(Relaxed) || client.is_foreign() {
+        if client.is_foreign() {
             return Step::End;
         }
         let prelude = std::mem::take(&mut *lock(&stream.prelude));
         if !prelude.is_empty() {
             let chunk: Vec<u8> = prelude.iter().flatten().copied().collect();
             return Step::Chunk(PyBytes::new(py, &chunk));
+        }
+        if stream.ended.load(Relaxed) {
+            return Step::End;
         }
         let initial = lock(&stream.initial).take();
         if let Some(initial) = initial {
@@ -105,8 +120,11 @@ impl Stream {
             Taken::Event(event) => Step::Chunk(stream.chunk(py, client, &event)),
             Taken::Empty => Step::Idle,
             Taken::Closed => {
-                stream.ended.store(true, Relaxed);
-                Step::End
+                stream.set_ended();
+                match Process::current().farewell() {
+                    Some(farewell) => Step::Chunk(PyBytes::new(py, farewell.frame().as_bytes())),
+                    None => Step::End,
+                }
             }
         }
     }
@@ -132,8 +150,11 @@ impl Stream {
     }
 
     fn finish(slf: &Bound<'_, Self>, reason: Reason) {
-        slf.get().ended.store(true, Relaxed);
-        slf.as_super().get().end(reason);
+        let client = slf.as_super().get();
+        if !client.is_foreign() {
+            slf.get().set_ended();
+            client.end(reason);
+        }
     }
 }
 
@@ -168,6 +189,7 @@ impl Stream {
         capacity: usize,
         overflow: &str,
         heartbeat: Option<&Bound<'_, PyAny>>,
+        most: usize,
     ) -> PyResult<PyClassInitializer<Self>> {
         let below = |seconds: &Bound<'_, PyAny>| seconds.extract().is_ok_and(|s: f64| s <= 0.0);
         let is_none = heartbeat.is_some_and(below);
@@ -178,16 +200,26 @@ impl Stream {
                 "'heartbeat' must be more than 0 seconds, or None for no heartbeat",
             ));
         }
+        let client = Client::new(Kind::Stream, capacity, overflow)?;
+        let process = Process::current();
+        let slot = Arc::new(process.admission().take(most).ok_or(Error::Full)?);
+        let mut prelude = VecDeque::new();
+        let farewell = process.farewell();
+        if let Some(farewell) = farewell {
+            // All that it has to say: the process is at its end.
+            prelude.push_back(Bytes::from(farewell.frame()));
+            client.end(Reason::Exit);
+        }
         let stream = Stream {
             heartbeat,
-            prelude: Mutex::default(),
+            prelude: Mutex::new(prelude),
             cursor: OnceLock::new(),
             initial: Mutex::new(None),
-            ended: AtomicBool::new(false),
+            ended: AtomicBool::new(farewell.is_some()),
+            slot: Mutex::new(Some(slot)),
             opener: Mutex::new(None),
             has_opener: AtomicBool::new(false),
         };
-        let client = Client::new(Kind::Stream, capacity, overflow)?;
         Ok(PyClassInitializer::from(client).add_subclass(stream))
     }
 

@@ -1,5 +1,7 @@
 """The URLs of the news example, and what the tests ask of a server process."""
 
+import time
+
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
@@ -17,6 +19,14 @@ def figures(request: HttpRequest) -> HttpResponse:
 def blank(request: HttpRequest) -> HttpResponse:
     """A page that asks for nothing, not even an icon."""
     return HttpResponse('<!doctype html><title>Blank</title><link rel="icon" href="data:,">')
+
+
+def slow(request: HttpRequest) -> HttpResponse:
+    """A request that takes long."""
+    print("slow begins", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+    return HttpResponse()
 
 
 def queried(request: HttpRequest) -> HttpResponse:
@@ -46,6 +56,7 @@ urlpatterns = [
     path("dressed/", dressed),
     path("compressed/", compressed),
     path("blank/", blank),
+    path("slow/", slow),
     path("figures/", figures),
     path("queried/", queried),
     path("", include("news_api.urls")),

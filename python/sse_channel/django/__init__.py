@@ -10,6 +10,7 @@ def stream(request):
 from __future__ import annotations
 
 import inspect
+import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,7 @@ from django.http import HttpRequest, StreamingHttpResponse
 from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..config import options
-from ..offload import COME_BACK_LATER, Backlog, Refused, is_full, refuse, take_over_wsgi
+from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
 from ..stream import EventStream, open_stream
 
 __all__ = ["EventStreamResponse", "last_event_id_of"]
@@ -91,20 +92,23 @@ class EventStreamResponse(StreamingHttpResponse):
             initial = _without_connections(initial, is_asgi)
         self._stream: EventStream | None = None
         rest: list[bytes] = []
-        if is_full():
-            # Not a 503, after which a browser never comes back.
-            rest = [COME_BACK_LATER]
-        elif request.method != "HEAD":
+        if request.method != "HEAD":
             if last_event_id is None:
                 last_event_id = last_event_id_of(request)
-            self._stream = open_stream(
-                [channel._core for channel in opened],
-                capacity=opened[0]._capacity,
-                overflow=overflow or opened[0]._overflow,
-                last_event_id=last_event_id,
-                heartbeat=heartbeat,
-                initial=initial,
-            )
+            try:
+                self._stream = open_stream(
+                    [channel._core for channel in opened],
+                    capacity=opened[0]._capacity,
+                    overflow=overflow or opened[0]._overflow,
+                    last_event_id=last_event_id,
+                    heartbeat=heartbeat,
+                    initial=initial,
+                    most=options().max_clients,
+                )
+            except queue.Full:
+                refuse("full")
+                # Not a 503, after which a browser never comes back.
+                rest = [COME_BACK_LATER]
         self._environ: dict[str, Any] = its_request.META
         self._other_end: Any = None
         self._exchange: Exchange | None = getattr(its_request, "scope", {}).get(KEY)
