@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import django
@@ -79,13 +79,13 @@ def until() -> Callable[[Callable[[], object]], None]:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., str]:
-    """Run Python code in a process of its own; its output, after a clean exit."""
+    """Run Python code in a process of its own, below `command`; its output, after a clean exit."""
 
-    def run(code: str, *arguments: str, **environment: str) -> str:
+    def run(code: str, *arguments: str, command: Sequence[str] = (), **environment: str) -> str:
         path = tmp_path / "script.py"
         path.write_text(code)
         done = subprocess.run(
-            [sys.executable, "-W", "error", str(path), *arguments],
+            [*command, sys.executable, "-W", "error", str(path), *arguments],
             capture_output=True,
             text=True,
             timeout=100,

@@ -55,11 +55,30 @@ _COMMANDS |= {
     "gunicorn-sync": [*_GUNICORN, "--workers", "1", "--worker-class", "sync"],
     "uvicorn-asyncio-h11": [*_COMMANDS["uvicorn-asyncio"], "--http", "h11"],
     "uvicorn-uvloop-httptools": [*_COMMANDS["uvicorn-uvloop"], "--http", "httptools"],
+    "gunicorn-uvicorn": [
+        *(*_GUNICORN, "--workers", "1", "--worker-class", "uvicorn_worker.UvicornWorker"),
+        "news_api.asgi:application",
+    ],
 }
 OFFLOADING_KINDS = [
-    *("gunicorn-sync", "gunicorn-gthread", "gunicorn-gevent"),
+    *("gunicorn-sync", "gunicorn-gthread", "gunicorn-gevent", "gunicorn-uvicorn"),
     *("uvicorn-asyncio-h11", "uvicorn-uvloop-httptools"),
 ]
+
+# None of these is known.
+_COMMANDS |= {
+    "hypercorn": [
+        *("-m", "hypercorn", "--workers", "0", "--bind", f"{HOST}:{{port}}"),
+        *("--graceful-timeout", "1"),
+        "news_api.asgi:application",
+    ],
+    "daphne": ["-m", "daphne", "-b", HOST, "-p", "{port}", "news_api.asgi:application"],
+    "gunicorn-asgi": [
+        *(*_GUNICORN, "--workers", "1", "--worker-class", "asgi", "--graceful-timeout", "1"),
+        "news_api.asgi:application",
+    ],
+}
+OTHER_KINDS = ["hypercorn", "daphne", "gunicorn-asgi"]
 
 _COMMANDS |= {
     "gunicorn-sync-3": [*_GUNICORN, "--workers", "3", "--worker-class", "sync"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from parts import missing
 from sse_channel import SSEChannel, _sse_channel, stats
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -569,3 +571,36 @@ assert queue.get(timeout=10) == "still"
 """,
         SSE_CHANNEL_BUS="memory://",
     )
+
+
+VANISHED = """
+import socket, subprocess, time
+from sse_channel import SSEChannel, _sse_channel
+
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+channel = SSEChannel("news")
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+with client, server:
+    assert _sse_channel.offload(
+        channel.stream(heartbeat=1), server.fileno(), b"", b"", chunked=False,
+        policy="disconnect", frames=10, bytes=10000, threads=1,
+    )
+    assert client.recv(100).startswith(b"retry: ")
+    # No packet comes through any more, and nobody says so.
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    deadline = time.monotonic() + 90
+    while channel.stats()["clients"]["socket"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+print(channel.stats()["disconnected"]["timeout"])
+"""
+
+
+def test_a_peer_that_vanishes_without_a_word_is_given_up(script):
+    """Without TCP_USER_TIMEOUT that takes the kernel a quarter of an hour."""
+    if shutil.which("ip") is None or os.getuid() != 0:
+        missing("ip (iproute2) and the right to make a network namespace")
+    out = script(VANISHED, command=["unshare", "--net"], SSE_CHANNEL_BUS="memory://")
+    assert out == "1\n"

@@ -16,6 +16,8 @@ from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import h2.connection
+import h2.events
 import pytest
 
 from buses import bus_of
@@ -24,6 +26,7 @@ from servers import (
     EXAMPLE,
     HOST,
     OFFLOADING_KINDS,
+    OTHER_KINDS,
     Server,
     follow,
     open_stream,
@@ -162,7 +165,7 @@ def test_http_1_0_gets_the_frames_as_they_are(server: Server) -> None:
     with closing(raw(server, request)) as connection:
         received = read_until(connection, b"\n\n")
         head, _, body = received.partition(b"\r\n\r\n")
-        if server.kind == "uvicorn-uvloop-httptools":
+        if server.kind in ("uvicorn-uvloop-httptools", "gunicorn-uvicorn"):
             # It sends chunks to HTTP/1.0, too: then it does that itself.
             assert kinds(server)["stream"] == 1
             return
@@ -418,6 +421,49 @@ def test_a_server_that_speaks_tls_itself_keeps_its_streams(
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.mark.parametrize("worker", ["gthread", "gevent"])
+def test_http_2_stays_with_gunicorn(worker: str, tmp_path: Path) -> None:
+    arguments = ("--http-protocols", "h1,h2", "--http2-cleartext", "both")
+    with (
+        Server(f"gunicorn-{worker}", tmp_path, arguments=arguments) as server,
+        closing(socket.create_connection((HOST, server.port), timeout=30)) as connection,
+    ):
+        http = h2.connection.H2Connection()
+        http.initiate_connection()
+        names = {"method": "GET", "path": PATH, "scheme": "http", "authority": "localhost"}
+        http.send_headers(1, [(f":{name}", value) for name, value in names.items()], True)
+        connection.sendall(http.data_to_send())
+
+        def read_until(end: bytes) -> None:
+            received = b""
+            while end not in received:
+                for event in http.receive_data(connection.recv(65536)):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        assert (b":status", b"200") in event.headers
+                    elif isinstance(event, h2.events.DataReceived):
+                        received += event.data
+                connection.sendall(http.data_to_send())
+
+        read_until(b"retry: 3000")
+        assert figures(server)["offload"]["refused"] == {"protocol": 1}
+        assert kinds(server)["stream"] == 1
+        server.publish("By HTTP/2")
+        read_until(b"By HTTP/2")
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_server_that_is_not_known_keeps_its_streams(kind: str, tmp_path: Path) -> None:
+    with Server(kind, tmp_path) as server:
+        with open_streams(server, PATH, 20) as streams:
+            assert kinds(server) == {"queue": 0, "stream": 20, "socket": 0}
+            assert figures(server)["offload"]["refused"] == {"server": 20}
+            articles = [server.publish(f"Article {n}")["id"] for n in range(3)]
+            until(lambda: all(len(stream.events) >= 3 for stream in streams), "each article")
+            for stream in streams:
+                assert [event.json()["id"] for event in stream.events] == articles
+        until(lambda: server.clients() == 0, "those that left are forgotten")
 
 
 def test_hooks_of_gunicorn_are_called_as_ever(tmp_path: Path, bus: str) -> None:

@@ -168,9 +168,11 @@ def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("gunicorn.workers."):
             found: Any = frame.f_locals.get("resp")
-            # Not those of HTTP/2, where one connection has many streams.
             if type(found) is module.Response and found.sock is connection:
                 return found
+            if found is not None:
+                # HTTP/2's: there one connection has many streams.
+                raise Refused("protocol")
         frame = frame.f_back
     raise Refused("server")
 
