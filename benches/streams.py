@@ -7,7 +7,7 @@ in order; a server that fails it is named. What is told: the delay's quantiles, 
 of the burst, connects a second, memory a client (proportional set size of the server's processes,
 over what they took before), and processor time per 1,000 deliveries.
 
-python benches/streams.py [--clients 1000 10000] [--only NAME …] [--json FILE] [--plot FILE.png]
+python benches/streams.py [--clients 1000 10000 50000] [--only NAME …] [--json FILE] [--plot FILE]
 
 needs cargo, the group `bench`, and for nchan Debian's nginx-light and libnginx-mod-nchan.
 """
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -57,8 +58,10 @@ class Kind:
     stream: str = "/stream/"
     publish: str = "/publish/"
     environment: dict[str, str] = field(default_factory=dict)
-    largest: int = 1_000_000
-    "Clients that it is given at the most: more take it too long."
+    least: int = 0
+    "Clients that it is given at least: fewer are others' to show."
+    largest: int = 19_000
+    "Clients that it is given at the most: more take it too long, or too many descriptors."
 
 
 def gunicorn(worker: str, *more: str) -> list[str]:
@@ -89,11 +92,18 @@ KINDS = {
         [*gunicorn("sync", "-w", "2"), WSGI],
         environment={"BENCH_BUS": "local://{directory}/bus"},
     ),
+    "offloaded, 4 sync workers": Kind(
+        [*gunicorn("sync", "-w", "4"), WSGI],
+        environment={"BENCH_BUS": "local://{directory}/bus"},
+        least=19_001,
+        largest=76_000,
+    ),
     "offloaded, uvicorn": Kind(uvicorn(ASGI)),
     "not offloaded, gevent": Kind([*gunicorn("gevent"), WSGI], environment=OFF),
     "not offloaded, uvicorn": Kind(uvicorn(ASGI), environment=OFF),
     "nchan, 1 worker": Kind(["nginx", "1"]),
     "nchan, 2 workers": Kind(["nginx", "2"]),
+    "nchan, 4 workers": Kind(["nginx", "4"], least=19_001, largest=76_000),
     "replaced: gevent.queue": Kind(
         [*gunicorn("gevent"), WSGI], stream="/replaced/", publish="/publish-replaced/"
     ),
@@ -135,7 +145,8 @@ class Server:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             self.port = probe.getsockname()[1]
-        address = f"{HOST}:{self.port}"
+        # Of more clients than one address has ports for.
+        address = f"{'0.0.0.0' if self.kind.least else HOST}:{self.port}"
         command = self.kind.command
         if command[0] == "nginx":
             nginx = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -222,32 +233,60 @@ class Server:
 
 
 class Load:
-    """The load generator with its clients."""
+    """The load generator with its clients: several processes where one has too few descriptors."""
+
+    LARGEST = 19_000
 
     def __init__(self, server: Server, clients: int, *more: str) -> None:
-        self.process = subprocess.Popen(
-            [LOAD, "clients", f"{HOST}:{server.port}", server.kind.stream, str(clients), *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        # Always on the same core, and not in the servers' way by chance.
-        psutil.Process(self.process.pid).cpu_affinity([os.cpu_count() - 1])
+        count = -(-clients // self.LARGEST)
+        shares = [clients // count + (part < clients % count) for part in range(count)]
+        self.processes = [
+            subprocess.Popen(
+                [
+                    # Each has some 28,000 ports to one address.
+                    *(LOAD, "clients", f"127.0.0.{1 + part}:{server.port}"),
+                    *(server.kind.stream, str(share), *more),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for part, share in enumerate(shares)
+        ]
+        for process in self.processes:
+            # Always on the same core, and not in the servers' way by chance.
+            psutil.Process(process.pid).cpu_affinity([os.cpu_count() - 1])
         self.opened = self.answer()
 
     def answer(self) -> dict[str, Any]:
-        return json.loads(self.process.stdout.readline())
+        """What all of them say: sums, and the worst of each quantile."""
+        answers = [json.loads(process.stdout.readline()) for process in self.processes]
+        whole: dict[str, Any] = {}
+        for key, first in answers[0].items():
+            values = [answer[key] for answer in answers]
+            if isinstance(first, dict):
+                failures: Counter[str] = Counter()
+                for value in values:
+                    failures.update(value)
+                whole[key] = dict(failures)
+            elif isinstance(first, float):
+                whole[key] = max(values)
+            else:
+                whole[key] = {"begun": min, "last": max}.get(key, sum)(values)
+        return whole
 
     def tell(self, line: str) -> dict[str, Any]:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        for process in self.processes:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
         return self.answer()
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
 
 
 # --- The run -------------------------------------------------------------------------------
@@ -267,10 +306,12 @@ def measure(name: str, clients: int) -> dict[str, Any]:
     with served(name) as server:
         # One client, one event: what is begun at first use is not counted as a client's.
         first = Load(server, 1)
-        first.tell("expect 1")
-        server.publish(0, 1)
-        first.answer()
-        first.stop()
+        try:
+            first.tell("expect 1")
+            server.publish(0, 1)
+            first.answer()
+        finally:
+            first.stop()
         time.sleep(0.5)
         idle = server.memory()
         load = Load(server, clients)
@@ -410,7 +451,7 @@ def main() -> int:
     for clients in given.clients:
         found: dict[str, dict[str, Any]] = {}
         for name in given.only or KINDS:
-            if clients > KINDS[name].largest:
+            if not KINDS[name].least <= clients <= KINDS[name].largest:
                 continue
             print(f"{clients} clients: {name}", file=sys.stderr, flush=True)
             try:

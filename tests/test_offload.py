@@ -394,6 +394,47 @@ for peer in peers:
     )
 
 
+def test_a_second_thread_begins_when_the_first_has_enough(script):
+    script(
+        """
+import re, socket
+from pathlib import Path
+from sse_channel import SSEChannel, _sse_channel
+
+def threads():
+    names = (task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
+    return sorted(name.strip() for name in names if name.startswith("sse-channel-io"))
+
+channel = SSEChannel("news")
+peers = []
+def add(count):
+    for _ in range(count):
+        here, there = socket.socketpair()
+        peers.append(here)
+        assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=False,
+                                    policy="disconnect", frames=10, bytes=1000, threads=2)
+        there.close()
+add(1000)
+assert threads() == ["sse-channel-io0"]
+add(1)
+# A thread that has just begun may not have its name yet.
+while threads() != ["sse-channel-io0", "sse-channel-io1"]:
+    pass
+add(1500)
+assert len(threads()) == 2
+for n in range(5):
+    channel.publish(n)
+for peer in peers:
+    received = b""
+    while b"data: 4" not in received:
+        received += peer.recv(10000)
+    assert re.findall(rb"data: (\\d)", received) == [b"0", b"1", b"2", b"3", b"4"]
+    peer.close()
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
+
+
 def test_without_a_descriptor_left_nothing_is_done(script):
     script(
         """

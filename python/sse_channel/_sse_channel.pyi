@@ -292,8 +292,8 @@ def offload(
     not None, so that no two write to the connection. `head` is sent first, then what the stream
     opens with, then `body`, then events: as chunks of HTTP/1.1 if `chunked`. The stream gives
     nothing more. Of what the client does not take, `frames` and `bytes` may wait; `policy` says
-    what happens to more, as for a queue. `threads` I/O threads are begun at the first call of a
-    process.
+    what happens to more, as for a queue. There are `threads` I/O threads at the most: the first
+    begins at the first call of a process, another when each has 1,000 connections.
 
     Returns:
         False, and nothing was done, for a stream that has ended or given something already.

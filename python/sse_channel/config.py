@@ -13,7 +13,7 @@ Each option is looked up in this order; the first place that names it wins:
 | `BUS`             | `local://`    | where events are ordered and kept                         |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
-| `IO_THREADS`      | 1             | threads that write to offloaded clients                   |
+| `IO_THREADS`      | 2             | threads that write to offloaded clients, at the most      |
 | `MAX_CLIENTS`     | 0             | streams of one process at the most; 0 for no limit        |
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
 | `OFFLOAD`         | True          | whether streams leave Python where they can               |
@@ -46,7 +46,7 @@ class Options(NamedTuple):
     bus: str = "local://"
     history_age: int = 86400
     history_bytes: int = 64 << 20
-    io_threads: int = 1
+    io_threads: int = 2
     max_clients: int = 0
     max_event_bytes: int = 1 << 20
     offload: bool = True
@@ -102,7 +102,8 @@ def configure(
         bus: the URL of the bus.
         history_age: seconds that an event is kept.
         history_bytes: bytes of events kept for each channel.
-        io_threads: threads that write to offloaded clients, begun at the first of them.
+        io_threads: threads that write to offloaded clients, at the most. The first begins with the
+            first of them, another when each has 1,000.
         max_clients: streams of this process at the most, 0 for no limit. One more is told to come
             back in 30 seconds.
         max_event_bytes: the largest event on the wire, in bytes.

@@ -43,6 +43,10 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Bytes that the kernel keeps for a client beyond what is under way to it.
 const UNSENT: u32 = 64 << 10;
 
+/// Another thread begins when each has so many connections: for fewer, a second one to wake costs more
+/// than it saves.
+const ENOUGH: usize = 1000;
+
 /// How long the end of all streams may take, well within a server's graceful timeout.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -89,7 +93,7 @@ pub struct Handover<'a> {
     pub heartbeat: Option<Duration>,
     /// The client's place in the process.
     pub slot: Option<Arc<Slot>>,
-    /// I/O threads to begin, if none run yet.
+    /// I/O threads at the most.
     pub threads: usize,
 }
 
@@ -147,28 +151,26 @@ impl Offload {
         Ok(is_taken)
     }
 
-    /// The thread with the fewest connections.
+    /// The thread with the fewest connections, begun if it is time for it.
     fn choose(&self, threads: usize) -> Result<Arc<Inbox>> {
         let mut running = lock(&self.running);
         if running.deadline.is_some() {
             return Err(Error::Bus("the process is ending".to_owned()));
         }
-        if running.threads.is_empty() {
-            descriptors::raise_limit();
-            for number in 0..threads.max(1) {
-                let inbox = Arc::new(Inbox::new()?);
-                let (alive, ended) = bounded(0);
-                let shard = Shard::new(Arc::clone(&inbox), alive)?;
-                thread::Builder::new()
-                    .name(format!("sse-channel-io{number}"))
-                    .spawn(move || shard.run())?;
-                running.threads.push((inbox, ended));
-            }
+        let connections = |inbox: &Inbox| inbox.connections.load(Relaxed);
+        let fewest = running.threads.iter().map(|(inbox, _)| inbox).min_by_key(|i| connections(i));
+        let number = running.threads.len();
+        match fewest.cloned() {
+            Some(fewest) if number >= threads || connections(&fewest) < ENOUGH => Ok(fewest),
+            fewest => match begin(number) {
+                Ok((inbox, ended)) => {
+                    running.threads.push((Arc::clone(&inbox), ended));
+                    Ok(inbox)
+                }
+                // Those that run serve it as well.
+                Err(error) => fewest.ok_or(error),
+            },
         }
-        let fewest =
-            running.threads.iter().min_by_key(|(inbox, _)| inbox.connections.load(Relaxed));
-        let fewest = fewest.map(|(inbox, _)| Arc::clone(inbox));
-        fewest.ok_or_else(|| Error::Bus("no I/O thread could be begun".to_owned()))
     }
 
     /// Connections now.
@@ -211,6 +213,18 @@ impl Offload {
             let _ = ended.recv_deadline(deadline + Duration::from_millis(500));
         }
     }
+}
+
+/// Begins an I/O thread. Gives the way to it, and what tells of its end.
+fn begin(number: usize) -> Result<(Arc<Inbox>, Receiver<()>)> {
+    if number == 0 {
+        descriptors::raise_limit();
+    }
+    let inbox = Arc::new(Inbox::new()?);
+    let (alive, ended) = bounded(0);
+    let shard = Shard::new(Arc::clone(&inbox), alive)?;
+    thread::Builder::new().name(format!("sse-channel-io{number}")).spawn(move || shard.run())?;
+    Ok((inbox, ended))
 }
 
 /// What a connection of a stream should be like; a Unix socket has none of it.
