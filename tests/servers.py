@@ -308,6 +308,20 @@ class Server:
         return answer.json()
 
 
+@contextlib.contextmanager
+def on_demand(make: Callable[[str], Server]) -> Iterator[Callable[[str], Server]]:
+    """The server of a kind, made and started when it is first asked for."""
+    running: dict[str, Server] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(kind: str) -> Server:
+            if kind not in running:
+                running[kind] = stack.enter_context(make(kind))
+            return running[kind]
+
+        yield get
+
+
 def _python_path() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 

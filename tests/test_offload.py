@@ -224,6 +224,25 @@ def test_a_heartbeat_comes_when_nothing_else_does(channel, take_over, until):
     assert b": heartbeat" not in never.read()
 
 
+def test_heartbeats_of_clients_that_got_the_same_event_are_spread_in_time(
+    channel, take_over, until
+):
+    peers = [take_over(channel, heartbeat=1) for _ in range(100)]
+    channel.publish("for all of them at once")
+    # When each was seen to have its first, second and third heartbeat.
+    seen: list[dict[int, float]] = [{}, {}, {}]
+
+    def all_have_three() -> bool:
+        for number, peer in enumerate(peers):
+            for count in range(min(peer.read().count(b": heartbeat\n\n"), 3)):
+                seen[count].setdefault(number, time.monotonic())
+        return len(seen[2]) == len(peers)
+
+    until(all_have_three)
+    # A quarter of the interval, in steps of 100 ms. A machine in a hurry may look too seldom once.
+    assert any(max(times.values()) - min(times.values()) > 0.15 for times in seen)
+
+
 @pytest.mark.parametrize("policy", ["disconnect", "drop_oldest", "drop_newest"])
 @pytest.mark.parametrize("limit", ["frames", "size"])
 def test_a_backlog_is_bounded(channel, take_over, until, policy, limit):

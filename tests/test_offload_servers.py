@@ -29,6 +29,7 @@ from servers import (
     OTHER_KINDS,
     Server,
     follow,
+    on_demand,
     open_stream,
     open_streams,
     until,
@@ -46,17 +47,10 @@ def arguments_of(kind: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """The server of a kind, started when it is first asked for."""
-    running: dict[str, Server] = {}
-    with ExitStack() as stack:
+    def make(kind: str) -> Server:
+        return Server(kind, tmp_path_factory.mktemp(kind), arguments=arguments_of(kind))
 
-        def get(kind: str) -> Server:
-            if kind not in running:
-                directory = tmp_path_factory.mktemp(kind)
-                server = Server(kind, directory, arguments=arguments_of(kind))
-                running[kind] = stack.enter_context(server)
-            return running[kind]
-
+    with on_demand(make) as get:
         yield get
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -14,6 +13,7 @@ from servers import (
     Event,
     EventStreamParser,
     Server,
+    on_demand,
     open_stream,
     open_streams,
     until,
@@ -32,17 +32,11 @@ EACH_STREAM = [(kind, LIBRARY) for kind in KINDS] + [(kind, GENERATOR) for kind 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """The server of a kind, started when it is first asked for."""
-    running: dict[str, Server] = {}
-    with ExitStack() as stack:
+    def make(kind: str) -> Server:
+        # What a server costs that iterates the streams itself.
+        return Server(kind, tmp_path_factory.mktemp(kind), offload=False)
 
-        def get(kind: str) -> Server:
-            if kind not in running:
-                # What a server costs that iterates the streams itself.
-                server = Server(kind, tmp_path_factory.mktemp(kind), offload=False)
-                running[kind] = stack.enter_context(server)
-            return running[kind]
-
+    with on_demand(make) as get:
         yield get
 
 
