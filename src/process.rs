@@ -46,8 +46,8 @@ pub struct Process {
     admission: Admission,
     /// Milliseconds after which clients come back, as they were told last.
     retry: AtomicU64,
-    /// Set when the process comes to its end.
-    farewell: OnceLock<Arc<Farewell>>,
+    /// Set while all streams come to their end.
+    farewell: Mutex<Option<Arc<Farewell>>>,
 }
 
 /// What all named channels of a process share.
@@ -77,7 +77,7 @@ impl Process {
             offload: Offload::default(),
             admission: Admission::default(),
             retry: AtomicU64::new(0),
-            farewell: OnceLock::new(),
+            farewell: Mutex::default(),
         });
         // The parent's state is left as it is: dropping it would touch its locks.
         std::mem::forget(current.replace(Arc::clone(&process)));
@@ -147,22 +147,30 @@ impl Process {
         self.retry.store(milliseconds, Relaxed);
     }
 
-    /// What streams are told, once they are all to come to their end.
-    pub fn farewell(&self) -> Option<&Farewell> {
-        self.farewell.get().map(|farewell| &**farewell)
+    /// What streams are told, while they are all to come to their end.
+    pub fn farewell(&self) -> Option<Arc<Farewell>> {
+        lock(&self.farewell).clone()
     }
 
     /// Begins to end all streams, those to come too: what waits is sent, then when to come back.
     /// Does not wait, and may be called by a handler of signals; the second time changes nothing.
     pub fn end_streams(&self) {
-        let farewell = self.farewell.get_or_init(|| {
-            let retry = self.retry.load(Relaxed);
-            Arc::new(Farewell::new(retry, self.admission.taken()))
-        });
-        self.offload.end(farewell);
+        let farewell = {
+            let new = || Farewell::new(self.retry.load(Relaxed), self.admission.taken());
+            Arc::clone(lock(&self.farewell).get_or_insert_with(|| Arc::new(new())))
+        };
+        self.offload.end(&farewell);
         for hub in self.hubs() {
             hub.close_streams(Reason::Exit);
         }
+    }
+
+    /// After `end_streams`: waits until the offloaded ones are ended, two seconds at the most. From
+    /// then on streams can begin again: another server may run in this process.
+    pub fn finish_streams(&self) {
+        self.offload.wait_for_end();
+        self.offload.begin_anew();
+        lock(&self.farewell).take();
     }
 
     fn hubs(&self) -> Vec<Arc<Hub>> {

@@ -64,3 +64,50 @@ def test_an_application_that_fails_to_start_is_not_taken_for_one_without_a_lifes
 
     with pytest.raises(RuntimeError, match="the database is away"):
         lifespan(application)
+
+
+def test_a_process_may_run_one_server_after_the_other(script):
+    out = script(
+        """
+import asyncio, django, re, uvicorn
+from django.conf import settings
+settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="only for tests", ALLOWED_HOSTS=["*"],
+                   SSE_CHANNEL={"BUS": "memory://"})
+django.setup()
+from django.core.asgi import get_asgi_application
+from django.urls import path
+from sse_channel import SSEChannel, stats
+from sse_channel.asgi import offload
+from sse_channel.django import EventStreamResponse
+
+async def stream(request):
+    return EventStreamResponse(request, "news")
+
+urlpatterns = [path("", stream)]
+
+async def serve():
+    config = uvicorn.Config(offload(get_asgi_application()), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    address = server.servers[0].sockets[0].getsockname()
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    await reader.readuntil(b"retry: 3000\\n")
+    assert stats()["offload"]["connections"] == 1
+    SSEChannel("news").publish("hello")
+    await reader.readuntil(b"data: hello\\n\\n")
+    server.should_exit = True
+    rest = await reader.read()
+    assert re.search(rb"retry: \\d+\\n\\n\\r\\n0\\r\\n\\r\\n$", rest), rest
+    writer.close()
+    await serving
+    assert stats()["offload"]["connections"] == 0
+
+for _ in range(2):
+    asyncio.run(serve())
+print("served")
+"""
+    )
+    assert out == "served\n"

@@ -608,14 +608,11 @@ threads = [threading.Thread(target=lambda s=s, r=r: r.extend(s), daemon=True)
            for s, r in zip(open_ones, results)]
 for thread in threads:
     thread.start()
-_sse_channel.end_streams(wait=True)
+_sse_channel.end_streams(wait=False)
 for thread in threads:
     thread.join(30)
 for (farewell,) in results:
     assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
-# Nobody holds them any more, and nobody is passed anything.
-assert channel.stats()["clients"] == {"queue": 1, "stream": 0, "socket": 0}
-assert channel.stats()["disconnected"]["exit"] == 2
 
 (farewell,) = channel.stream(initial="not said any more")
 assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
@@ -625,9 +622,25 @@ assert list(late) == []
 assert not _sse_channel.offload(channel.stream(), here.fileno(), b"", b"", chunked=True,
                                 policy="disconnect", frames=10, bytes=1000, threads=1)
 here.close()
+_sse_channel.end_streams(wait=True)
+# Nobody holds them any more, and nobody is passed anything.
+assert channel.stats()["clients"] == {"queue": 1, "stream": 0, "socket": 0}
+assert channel.stats()["disconnected"]["exit"] == 2
 # Queues go on, as ever.
 channel.publish("still")
 assert queue.get(timeout=10) == "still"
+
+# Where the process goes on, it can serve again.
+stream = channel.stream()
+assert next(stream).startswith(b"retry: 3000\\n")
+channel.publish("again")
+assert b"data: again" in next(stream)
+here, there = socket.socketpair()
+assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
+                            policy="disconnect", frames=10, bytes=1000, threads=1)
+there.close()
+assert here.recv(100).startswith(b"2")
+here.close()
 """,
         SSE_CHANNEL_BUS="memory://",
     )

@@ -308,7 +308,8 @@ def end_streams(wait: bool) -> None:
 
     What waits is sent, each client is told when to come back (not all at one time), and the body is
     ended. It takes two seconds at the most for those that left Python; with `wait` it returns then,
-    with the GIL released. Without, it may be called by a handler of signals. Queues go on.
+    having released the GIL, and streams can begin again. Without, it may be called by a handler of
+    signals. Queues go on.
     """
 
 def offload_figures() -> dict[str, int]:

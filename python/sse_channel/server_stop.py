@@ -40,9 +40,8 @@ def watch_server() -> None:
 
     Does nothing outside of requests, under other servers, and the second time.
     """
-    if _watched_in == os.getpid():
-        return
-    if (gunicorn := sys.modules.get("gunicorn.workers.base")) is not None:
+    gunicorn = sys.modules.get("gunicorn.workers.base")
+    if gunicorn is not None and _watched_in != os.getpid():
         _watch_gunicorn(gunicorn)
     if (uvicorn := sys.modules.get("uvicorn.server")) is not None:
         _watch_uvicorn(uvicorn)
@@ -69,12 +68,8 @@ def _watch_gunicorn(base: Any) -> None:
 
 def _watch_uvicorn(module: Any) -> None:
     """Find the server by its handler of SIGTERM."""
-    global _watched_in
     server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not isinstance(server, module.Server):
-        return
-    _watched_in = os.getpid()
-    if "shutdown" in vars(server):
+    if not isinstance(server, module.Server) or "shutdown" in vars(server):
         return
     shut_down = server.shutdown
 

@@ -200,6 +200,13 @@ impl Offload {
         }
     }
 
+    /// After the end: connections can be taken again, by threads of their own.
+    pub fn begin_anew(&self) {
+        let mut running = lock(&self.running);
+        running.deadline = None;
+        running.threads.clear();
+    }
+
     /// Waits until all connections are ended: two seconds after `end` at the most.
     pub fn wait_for_end(&self) {
         let (threads, deadline) = {

@@ -77,15 +77,16 @@ pub fn offload_figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(dict)
 }
 
-/// Ends all streams, telling each client when to come back; none begins any more. With `wait` it
-/// returns when those that left Python are ended, which takes two seconds at the most.
+/// Ends all streams, telling each client when to come back; those that begin later are told the same.
+/// With `wait` it returns when those that left Python are ended, which takes two seconds at the most;
+/// then streams can begin again.
 #[pyfunction]
 pub fn end_streams(py: Python<'_>, wait: bool) {
     let process = Process::current();
     py.detach(|| {
         process.end_streams();
         if wait {
-            process.offload().wait_for_end();
+            process.finish_streams();
         }
     });
 }

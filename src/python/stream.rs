@@ -205,7 +205,7 @@ impl Stream {
         let slot = Arc::new(process.admission().take(most).ok_or(Error::Full)?);
         let mut prelude = VecDeque::new();
         let farewell = process.farewell();
-        if let Some(farewell) = farewell {
+        if let Some(farewell) = &farewell {
             // All that it has to say: the process is at its end.
             prelude.push_back(Bytes::from(farewell.frame()));
             client.end(Reason::Exit);
