@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::clients::Farewell;
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
@@ -650,17 +651,24 @@ impl Hub {
         self.close_those(|_| true, reason);
     }
 
-    /// Ends every stream that a Python server iterates.
-    pub fn close_streams(&self, reason: Reason) {
-        self.close_those(|kind| kind == Kind::Stream, reason);
+    /// Ends every stream that a Python server iterates, with a farewell after all that waits.
+    pub fn close_streams(&self, farewell: &Arc<Farewell>) {
+        let is_stream = |client: &Client| {
+            let is_stream = client.kind() == Kind::Stream;
+            if is_stream {
+                client.set_farewell(farewell);
+            }
+            is_stream
+        };
+        self.close_those(is_stream, Reason::Exit);
     }
 
-    fn close_those(&self, which: impl Fn(Kind) -> bool, reason: Reason) {
+    fn close_those(&self, which: impl Fn(&Client) -> bool, reason: Reason) {
         let mut after = Aftermath::default();
         {
             let mut state = lock(&self.state);
             let all = state.channels.iter().flat_map(|channel| channel.clients.iter());
-            let those = all.map(|(_, client)| client).filter(|client| which(client.kind()));
+            let those = all.map(|(_, client)| client).filter(|client| which(client));
             for client in those.cloned().collect::<Vec<Arc<Client>>>() {
                 state.remove(&client, reason, &mut after);
             }

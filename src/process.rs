@@ -156,12 +156,14 @@ impl Process {
     /// Does not wait, and may be called by a handler of signals; the second time changes nothing.
     pub fn end_streams(&self) {
         let farewell = {
+            let mut farewell = lock(&self.farewell);
             let new = || Farewell::new(self.retry.load(Relaxed), self.admission.taken());
-            Arc::clone(lock(&self.farewell).get_or_insert_with(|| Arc::new(new())))
+            let farewell = Arc::clone(farewell.get_or_insert_with(|| Arc::new(new())));
+            self.offload.end(&farewell);
+            farewell
         };
-        self.offload.end(&farewell);
         for hub in self.hubs() {
-            hub.close_streams(Reason::Exit);
+            hub.close_streams(&farewell);
         }
     }
 
@@ -169,8 +171,10 @@ impl Process {
     /// then on streams can begin again: another server may run in this process.
     pub fn finish_streams(&self) {
         self.offload.wait_for_end();
+        // Both or none, for who ends them again.
+        let mut farewell = lock(&self.farewell);
         self.offload.begin_anew();
-        lock(&self.farewell).take();
+        farewell.take();
     }
 
     fn hubs(&self) -> Vec<Arc<Hub>> {

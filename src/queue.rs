@@ -11,6 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use smallvec::SmallVec;
 
+use crate::clients::Farewell;
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::hub::{ChannelKey, Hub, Membership};
@@ -95,6 +96,8 @@ pub struct Client {
     /// after the hub's lock, never before it.
     state: Mutex<State>,
     hub: OnceLock<Weak<Hub>>,
+    /// What it is told after all else, set before it is closed.
+    farewell: OnceLock<Arc<Farewell>>,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +132,7 @@ impl Client {
             receiver,
             state: Mutex::new(State { sender: Some(sender), ..State::default() }),
             hub: OnceLock::new(),
+            farewell: OnceLock::new(),
         }
     }
 
@@ -160,6 +164,17 @@ impl Client {
     /// Events that this client lost to overflow.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
+    }
+
+    /// Notes what it is to be told after all else.
+    pub fn set_farewell(&self, farewell: &Arc<Farewell>) {
+        // The first holds.
+        let _ = self.farewell.set(Arc::clone(farewell));
+    }
+
+    /// What it is to be told after all else.
+    pub fn farewell(&self) -> Option<&Farewell> {
+        self.farewell.get().map(|farewell| &**farewell)
     }
 
     /// Notes that the bus lost events that it should have had.

@@ -247,8 +247,10 @@ class Server:
         others = [process for process in self.workers if process != worker]
         with contextlib.ExitStack() as stack:
             for process in others:
-                process.suspend()
                 stack.callback(process.resume)
+                process.suspend()
+            for process in others:
+                until(lambda p=process: p.status() == psutil.STATUS_STOPPED, "it has stopped")
             yield
 
     def database_descriptors(self) -> list[str]:

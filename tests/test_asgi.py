@@ -14,7 +14,7 @@ from sse_channel.asgi import offload
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How often the streams of this process would have been ended: others need them still."""
     ends: list[str] = []
-    monkeypatch.setattr(_sse_channel, "end_streams", lambda wait: ends.append("ended"))
+    monkeypatch.setattr(_sse_channel, "end_streams", lambda wait, retry: ends.append("ended"))
     return ends
 
 

@@ -345,7 +345,7 @@ here.settimeout(30)
 found = b""
 while b"in the child" not in found:
     found += here.recv(1000)
-_sse_channel.end_streams(wait=True)
+_sse_channel.end_streams(wait=True, retry=3000)
 while data := here.recv(1000):
     found += data
 assert found.endswith(b"\\n\\n") and b"retry: " in found, found
@@ -416,7 +416,7 @@ for peer in peers:
 def test_a_second_thread_begins_when_the_first_has_enough(script):
     script(
         """
-import re, socket
+import re, socket, time
 from pathlib import Path
 from sse_channel import SSEChannel, _sse_channel
 
@@ -437,9 +437,11 @@ add(1000)
 assert threads() == ["sse-channel-io0"]
 add(1)
 # A thread that has just begun may not have its name yet.
+deadline = time.monotonic() + 30
 while threads() != ["sse-channel-io0", "sse-channel-io1"]:
-    pass
-add(1500)
+    assert time.monotonic() < deadline, threads()
+    time.sleep(0.01)
+add(500)
 assert len(threads()) == 2
 for n in range(5):
     channel.publish(n)
@@ -595,7 +597,6 @@ import re, socket, threading
 from sse_channel import SSEChannel, _sse_channel
 
 channel, private = SSEChannel("news"), SSEChannel()
-queue = channel.listen()
 here, there = socket.socketpair()
 assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
                             policy="disconnect", frames=10, bytes=1000, threads=1)
@@ -603,26 +604,31 @@ there.close()
 open_ones = [channel.stream(heartbeat=None), private.stream(heartbeat=None)]
 for stream in open_ones:
     next(stream)
+# It has no say in when streams come back.
+queue = channel.listen()
 results = [[], []]
 threads = [threading.Thread(target=lambda s=s, r=r: r.extend(s), daemon=True)
            for s, r in zip(open_ones, results)]
 for thread in threads:
     thread.start()
-_sse_channel.end_streams(wait=False)
+_sse_channel.end_streams(wait=False, retry=3000)
 for thread in threads:
     thread.join(30)
+def check(farewell):
+    (retry,) = re.fullmatch(rb"retry: (\\d+)\\n\\n", farewell).groups()
+    assert 1500 <= int(retry) <= 4500, retry
 for (farewell,) in results:
-    assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
+    check(farewell)
 
 (farewell,) = channel.stream(initial="not said any more")
-assert re.fullmatch(rb"retry: \\d+\\n\\n", farewell), farewell
+check(farewell)
 late = channel.stream()
 late.close()
 assert list(late) == []
 assert not _sse_channel.offload(channel.stream(), here.fileno(), b"", b"", chunked=True,
                                 policy="disconnect", frames=10, bytes=1000, threads=1)
 here.close()
-_sse_channel.end_streams(wait=True)
+_sse_channel.end_streams(wait=True, retry=3000)
 # Nobody holds them any more, and nobody is passed anything.
 assert channel.stats()["clients"] == {"queue": 1, "stream": 0, "socket": 0}
 assert channel.stats()["disconnected"]["exit"] == 2
@@ -677,3 +683,35 @@ def test_a_peer_that_vanishes_without_a_word_is_given_up(script):
         missing("ip (iproute2) and the right to make a network namespace")
     out = script(VANISHED, command=["unshare", "--net"], SSE_CHANNEL_BUS="memory://")
     assert out == "1\n"
+
+
+def test_streams_of_threads_get_their_farewell_however_late_they_look(script):
+    script(
+        """
+import threading
+from sse_channel import SSEChannel, _sse_channel
+
+channel = SSEChannel()
+streams = [channel.stream(heartbeat=None) for _ in range(20)]
+for stream in streams:
+    next(stream)
+channel.publish("last")
+_sse_channel.end_streams(wait=True, retry=3000)
+for stream in streams:
+    last, farewell = stream
+    assert b"data: last" in last
+    assert farewell.startswith(b"retry: "), farewell
+""",
+    )
+
+
+def test_the_first_stream_of_all_may_come_when_all_end(script):
+    script(
+        """
+from sse_channel import SSEChannel, _sse_channel
+
+_sse_channel.end_streams(wait=False, retry=3000)
+(farewell,) = SSEChannel().stream()
+assert 1500 <= int(farewell.removeprefix(b"retry: ")) <= 4500, farewell
+""",
+    )

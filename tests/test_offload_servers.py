@@ -257,11 +257,11 @@ def test_at_sigterm_streams_are_told_when_to_come_back_and_ended(kind: str, tmp_
         assert "Traceback" not in server.output()
 
 
-def open_raw(server: Server, stack: ExitStack, count: int) -> list[socket.socket]:
+def open_raw(server: Server, stack: ExitStack, count: int, path: str = PATH) -> list[socket.socket]:
     """Streams whose bytes are looked at, each with its first received."""
     connections = []
     for _ in range(count):
-        connection = raw(server, b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         connections.append(stack.enter_context(closing(connection)))
         read_until(connection, b"\n\n")
     return connections
@@ -275,8 +275,10 @@ def check_farewells(connections: list[socket.socket]) -> list[bytes]:
         received = read_until(connection, b"\r\n0\r\n\r\n")
         assert re.search(rb"\r\nretry: \d+\n\n\r\n0\r\n\r\n$", received), received[-100:]
         all_received.append(received)
-    retries = {re.findall(rb"retry: (\d+)", received)[-1] for received in all_received}
+    retries = {int(re.findall(rb"retry: (\d+)", received)[-1]) for received in all_received}
     assert len(retries) > len(connections) / 2
+    # Around RETRY, which is 3000.
+    assert all(1500 <= retry <= 4500 for retry in retries), retries
     return all_received
 
 
@@ -331,6 +333,41 @@ def test_a_stream_that_holds_a_sync_worker_ends_when_the_stop_begins(tmp_path: P
         server.master.wait(50)
         # Not a measure of speed: the graceful timeout is 60 s.
         assert time.monotonic() - begun < 50
+
+
+@pytest.mark.parametrize("kind", ["gunicorn-gthread", "gunicorn-gevent"])
+def test_streams_of_asynchronous_views_end_when_the_stop_begins(kind: str, tmp_path: Path) -> None:
+    with (
+        Server(kind, tmp_path, arguments=PATIENT["gunicorn"], offload=False) as server,
+        ExitStack() as stack,
+    ):
+        connections = open_raw(server, stack, 5, "/asynchronous/")
+        stack.enter_context(closing(raw(server, b"GET /slow/ HTTP/1.0\r\n\r\n")))
+        until(lambda: "slow begins" in server.output(), "a request that takes long")
+        server.master.send_signal(signal.SIGTERM)
+        check_farewells(connections)
+        server.kill()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OFFLOADING_KINDS if kind != "gunicorn-sync"])
+def test_the_first_stream_may_come_when_the_stop_has_begun(kind: str, tmp_path: Path) -> None:
+    arguments = PATIENT[kind.partition("-")[0]]
+    with Server(kind, tmp_path, arguments=arguments) as server:
+        with closing(raw(server, b"GET /late/ HTTP/1.1\r\nHost: localhost\r\n\r\n")) as late:
+            until(lambda: "late begins" in server.output(), "the request")
+            server.master.send_signal(signal.SIGTERM)
+            check_farewells([late])
+        server.master.wait(50)
+        assert "Traceback" not in server.output()
+
+
+def test_the_last_request_of_a_worker_may_be_its_first_stream(tmp_path: Path) -> None:
+    # Each is the last of its worker.
+    with (
+        Server("gunicorn-sync", tmp_path, arguments=("--max-requests", "1")) as server,
+        closing(raw(server, b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")) as last,
+    ):
+        check_farewells([last])
 
 
 @pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gevent", "uvicorn-uvloop-httptools"])

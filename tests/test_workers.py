@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +111,9 @@ def test_streams_of_all_workers_get_what_all_workers_publish(server: Server) -> 
 
         with ThreadPoolExecutor(8) as threads:
             articles = list(threads.map(submit, range(ARTICLES)))
+            deadline = time.monotonic() + 60
             while len(publishers) < 3:
+                assert time.monotonic() < deadline, publishers
                 articles += threads.map(submit, range(8))
         # Comes after all the others, and after anything that should not have come.
         articles.append(server.publish("The last article")["id"])

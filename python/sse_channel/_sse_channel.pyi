@@ -303,13 +303,13 @@ def offload(
         BusError: the process is ending; nothing was done.
     """
 
-def end_streams(wait: bool) -> None:
+def end_streams(wait: bool, retry: int) -> None:
     """End all streams of this process, and those that begin later at once.
 
-    What waits is sent, each client is told when to come back (not all at one time), and the body is
-    ended. It takes two seconds at the most for those that left Python; with `wait` it returns then,
-    having released the GIL, and streams can begin again. Without, it may be called by a handler of
-    signals. Queues go on.
+    What waits is sent, each client is told when to come back (at a time of its own, around `retry`
+    milliseconds), and the body is ended. It takes two seconds at the most for those that left
+    Python; with `wait` it returns then, having released the GIL, and streams can begin again.
+    Without, it may be called by a handler of signals. Queues go on.
     """
 
 def offload_figures() -> dict[str, int]:

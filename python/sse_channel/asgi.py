@@ -14,8 +14,8 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import _sse_channel
 from .offload import Backlog, Refused, hand_over
+from .server_stop import end_streams
 from .stream import EventStream
 
 __all__ = ["offload"]
@@ -71,7 +71,7 @@ async def _live(application: Application, scope: Scope, receive: Receive, send: 
         message = await receive()
         is_spoken = True
         if message["type"] == "lifespan.shutdown":
-            await asyncio.get_running_loop().run_in_executor(None, _sse_channel.end_streams, True)
+            await asyncio.get_running_loop().run_in_executor(None, end_streams, True)
         return message
 
     try:

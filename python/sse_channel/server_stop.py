@@ -16,10 +16,16 @@ from types import FrameType
 from typing import Any
 
 from . import _sse_channel
+from .config import options
 
-__all__ = ["watch_server"]
+__all__ = ["end_streams", "watch_server"]
 
 _watched_in: int | None = None
+
+
+def end_streams(wait: bool) -> None:
+    """End all streams of this process, with `wait` until those that left Python are ended."""
+    _sse_channel.end_streams(wait, options().retry)
 
 
 class _Alive:
@@ -32,13 +38,15 @@ class _Alive:
         vars(worker)["alive"] = value
         if not value:
             # Maybe within a handler of signals: it waits for nothing.
-            _sse_channel.end_streams(wait=False)
+            end_streams(wait=False)
 
 
 def watch_server() -> None:
     """Have all streams end when the server stops in whose request this is called.
 
-    Does nothing outside of requests, under other servers, and the second time.
+    Does nothing outside of requests, under other servers, and the second time. An asynchronous view
+    under WSGI runs in a thread of its own, where the worker is not seen: so it is called again when
+    the response is iterated.
     """
     gunicorn = sys.modules.get("gunicorn.workers.base")
     if gunicorn is not None and _watched_in != os.getpid():
@@ -60,8 +68,8 @@ def _watch_gunicorn(base: Any) -> None:
                     type(worker).alive = _Alive()
                 _watched_in = os.getpid()
                 if not worker.alive:
-                    # By this very request, the last of its share.
-                    _sse_channel.end_streams(wait=False)
+                    # By this very request, the last of its share; or it came late.
+                    end_streams(wait=False)
                 return
         frame = frame.f_back
 
@@ -74,9 +82,13 @@ def _watch_uvicorn(module: Any) -> None:
     shut_down = server.shutdown
 
     async def shutdown(*args: Any, **kwargs: Any) -> None:
-        _sse_channel.end_streams(wait=False)
+        end_streams(wait=False)
         await shut_down(*args, **kwargs)
         # uvicorn ends by a signal to itself: nothing that Python does at its own end is done.
-        await asyncio.get_running_loop().run_in_executor(None, _sse_channel.end_streams, True)
+        await asyncio.get_running_loop().run_in_executor(None, end_streams, True)
 
     server.shutdown = shutdown
+    servers = getattr(server, "servers", [])
+    if server.should_exit or (servers and not any(each.is_serving() for each in servers)):
+        # The first stream of all came when the stop had begun.
+        end_streams(wait=False)

@@ -30,8 +30,10 @@ class EventStream(_sse_channel.Stream):
 
     It listens from the moment it is made and ends, unlistening, at the first of: `close`, an
     exception raised through a waiting step (`CancelledError`, `GreenletExit`, `KeyboardInterrupt`:
-    as a generator ends), the last reference gone, the interpreter's exit. Use it from one task or
-    thread at a time; `close` may come from anywhere and ends a waiting step.
+    as a generator ends), the last reference gone, the stop of gunicorn or uvicorn, the
+    interpreter's exit. At the last two it gives what waits, and then ``retry:`` with a time of its
+    own. Use it from one task or thread at a time; `close` may come from anywhere and ends a waiting
+    step.
 
     Made by `SSEChannel.stream`, not by hand.
     """
@@ -126,7 +128,7 @@ def open_stream(
         if first is not None and not resumed:
             opened._set_initial(first)
 
-    if asyncio._get_running_loop() is not None:
+    if asyncio._get_running_loop() is not None and not stream.closed:
         # Waiting for the bus here would hold up the loop.
         pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
         if pending is not None:

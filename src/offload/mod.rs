@@ -104,54 +104,19 @@ impl Offload {
     /// `Io` when the process has no more descriptors, `Bus` when it is ending; nothing was done.
     pub fn take(&self, handover: Handover<'_>) -> Result<bool> {
         let inbox = self.choose(handover.threads)?;
-        let socket = Own::from(descriptors::duplicate(handover.fd)?);
-        set_up(&socket, handover.heartbeat.is_none());
-        let heartbeat = handover
-            .heartbeat
-            .map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1));
-        let mut connection =
-            Connection::new(socket, handover.framing, handover.backlog, heartbeat, handover.slot);
-        let mut first = handover.head.to_vec();
-        first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
-        connection.push(Arc::new(Piece::plain(None, &first)));
-        let outlet: Arc<dyn Outlet> = Arc::clone(&inbox) as _;
-        let bus = handover.bus;
-        let mut connection = Some(connection);
-        let mut late = None;
-        if let Some(instead) = handover.instead {
-            // First, so that there are never two who write to it.
-            descriptors::replace(handover.fd, instead)?;
-        }
-        inbox.connections.fetch_add(1, Relaxed);
-        let is_taken = handover.hub.hand_over(
-            handover.client,
-            handover.cursor,
-            shard::STEP,
-            &outlet,
-            |route, first, sequence| {
-                let Some(connection) = connection.take() else { return };
-                let joining = Joining { connection, route, first, sequence, bus };
-                late = inbox.push(Item::Join(Box::new(joining))).err();
-            },
-        );
-        if let Some(Item::Join(joining)) = late {
-            // The thread has ended in this instant: the client finds out at once.
-            handover.hub.let_go(&joining.route, &outlet, Reason::Exit);
-            joining.connection.end(false);
-            inbox.connections.fetch_sub(1, Relaxed);
-        } else if is_taken {
-            inbox.ring();
+        let taken = give(&inbox, handover);
+        if matches!(taken, Ok(true)) {
+            self.taken.fetch_add(1, Relaxed);
         } else {
             inbox.connections.fetch_sub(1, Relaxed);
-            if let (Some(connection), Some(_)) = (&connection, handover.instead) {
-                descriptors::replace(handover.fd, connection.socket().as_raw_fd())?;
-            }
         }
-        self.taken.fetch_add(u64::from(is_taken), Relaxed);
-        Ok(is_taken)
+        // Also of none: a thread at its end has waited for it.
+        inbox.ring();
+        taken
     }
 
-    /// The thread with the fewest connections, begun if it is time for it.
+    /// The thread with the fewest connections, begun if it is time for it. One more is counted as its
+    /// own already, so that it does not end before that has come.
     fn choose(&self, threads: usize) -> Result<Arc<Inbox>> {
         let mut running = lock(&self.running);
         if running.deadline.is_some() {
@@ -160,17 +125,19 @@ impl Offload {
         let connections = |inbox: &Inbox| inbox.connections.load(Relaxed);
         let fewest = running.threads.iter().map(|(inbox, _)| inbox).min_by_key(|i| connections(i));
         let number = running.threads.len();
-        match fewest.cloned() {
-            Some(fewest) if number >= threads || connections(&fewest) < ENOUGH => Ok(fewest),
+        let chosen = match fewest.cloned() {
+            Some(fewest) if number >= threads || connections(&fewest) < ENOUGH => fewest,
             fewest => match begin(number) {
                 Ok((inbox, ended)) => {
                     running.threads.push((Arc::clone(&inbox), ended));
-                    Ok(inbox)
+                    inbox
                 }
                 // Those that run serve it as well.
-                Err(error) => fewest.ok_or(error),
+                Err(error) => fewest.ok_or(error)?,
             },
-        }
+        };
+        chosen.connections.fetch_add(1, Relaxed);
+        Ok(chosen)
     }
 
     /// Connections now.
@@ -220,6 +187,48 @@ impl Offload {
             let _ = ended.recv_deadline(deadline + Duration::from_millis(500));
         }
     }
+}
+
+/// Gives a connection to the thread that was chosen for it.
+fn give(inbox: &Arc<Inbox>, handover: Handover<'_>) -> Result<bool> {
+    let socket = Own::from(descriptors::duplicate(handover.fd)?);
+    set_up(&socket, handover.heartbeat.is_none());
+    let heartbeat = handover
+        .heartbeat
+        .map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1));
+    let mut connection =
+        Connection::new(socket, handover.framing, handover.backlog, heartbeat, handover.slot);
+    let mut first = handover.head.to_vec();
+    first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
+    connection.push(Arc::new(Piece::plain(None, &first)));
+    let outlet: Arc<dyn Outlet> = Arc::clone(inbox) as _;
+    let bus = handover.bus;
+    let mut connection = Some(connection);
+    let mut late = None;
+    if let Some(instead) = handover.instead {
+        // First, so that there are never two who write to it.
+        descriptors::replace(handover.fd, instead)?;
+    }
+    let is_taken = handover.hub.hand_over(
+        handover.client,
+        handover.cursor,
+        shard::STEP,
+        &outlet,
+        |route, first, sequence| {
+            let Some(connection) = connection.take() else { return };
+            let joining = Joining { connection, route, first, sequence, bus };
+            late = inbox.push(Item::Join(Box::new(joining))).err();
+        },
+    );
+    if let Some(Item::Join(joining)) = late {
+        // The thread was late with its end and did not wait for it.
+        handover.hub.let_go(&joining.route, &outlet, Reason::Exit);
+        joining.connection.end(false);
+        inbox.connections.fetch_sub(1, Relaxed);
+    } else if !is_taken && let (Some(connection), Some(_)) = (&connection, handover.instead) {
+        descriptors::replace(handover.fd, connection.socket().as_raw_fd())?;
+    }
+    Ok(is_taken)
 }
 
 /// Begins an I/O thread. Gives the way to it, and what tells of its end.

@@ -249,7 +249,7 @@ impl Shard {
             self.serve_those_behind();
             self.serve_those_due();
             if let Some((deadline, _)) = self.end
-                && (self.connections.is_empty() || Instant::now() >= deadline)
+                && (self.inbox.connections.load(Relaxed) == 0 || Instant::now() >= deadline)
             {
                 return self.cut_off();
             }

@@ -308,16 +308,17 @@ pub fn register(
             break done;
         }
     };
-    let process = Process::current();
-    process.set_retry(retry);
     let reason = registered.gap.map(|gap| gap.reason());
     client.set_reset(reason);
     if let Some(stream) = stream {
         stream.get().set_cursor(registered.cursor);
         stream.get().prepend([frame::opening(retry, registered.cursor)]);
         stream.get().prepend(reason.map(frame::reset));
-        if process.farewell().is_some() {
+        let process = Process::current();
+        process.set_retry(retry);
+        if let Some(farewell) = process.farewell() {
             // The end of all streams may have come before it was one of them.
+            client.core.set_farewell(&farewell);
             client.end(Reason::Exit);
         }
     }

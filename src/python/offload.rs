@@ -79,11 +79,13 @@ pub fn offload_figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Ends all streams, telling each client when to come back; those that begin later are told the same.
 /// With `wait` it returns when those that left Python are ended, which takes two seconds at the most;
-/// then streams can begin again.
+/// then streams can begin again. `retry` is the time after which clients come back, in milliseconds:
+/// each is told one around it.
 #[pyfunction]
-pub fn end_streams(py: Python<'_>, wait: bool) {
+pub fn end_streams(py: Python<'_>, wait: bool, retry: u64) {
     let process = Process::current();
     py.detach(|| {
+        process.set_retry(retry);
         process.end_streams();
         if wait {
             process.finish_streams();

@@ -121,7 +121,7 @@ impl Stream {
             Taken::Empty => Step::Idle,
             Taken::Closed => {
                 stream.set_ended();
-                match Process::current().farewell() {
+                match client.core.farewell() {
                     Some(farewell) => Step::Chunk(PyBytes::new(py, farewell.frame().as_bytes())),
                     None => Step::End,
                 }
@@ -202,13 +202,15 @@ impl Stream {
         }
         let client = Client::new(Kind::Stream, capacity, overflow)?;
         let process = Process::current();
-        let slot = Arc::new(process.admission().take(most).ok_or(Error::Full)?);
         let mut prelude = VecDeque::new();
+        let mut slot = None;
         let farewell = process.farewell();
         if let Some(farewell) = &farewell {
-            // All that it has to say: the process is at its end.
+            // All that it has to say, even in a full process: all streams end.
             prelude.push_back(Bytes::from(farewell.frame()));
             client.end(Reason::Exit);
+        } else {
+            slot = Some(Arc::new(process.admission().take(most).ok_or(Error::Full)?));
         }
         let stream = Stream {
             heartbeat,
@@ -216,7 +218,7 @@ impl Stream {
             cursor: OnceLock::new(),
             initial: Mutex::new(None),
             ended: AtomicBool::new(farewell.is_some()),
-            slot: Mutex::new(Some(slot)),
+            slot: Mutex::new(slot),
             opener: Mutex::new(None),
             has_opener: AtomicBool::new(false),
         };

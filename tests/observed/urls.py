@@ -3,6 +3,7 @@
 import time
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
 from django.urls import include, path
 
 from news.models import Article
@@ -27,6 +28,18 @@ def slow(request: HttpRequest) -> HttpResponse:
     for _ in range(600):
         time.sleep(0.1)
     return HttpResponse()
+
+
+def late(request: HttpRequest) -> HttpResponseBase:
+    """A stream that is opened a while after its request has come."""
+    print("late begins", flush=True)
+    time.sleep(1)
+    return EventStreamResponse(request, sse_channel)
+
+
+async def asynchronous(request: HttpRequest) -> HttpResponseBase:
+    """A stream of an asynchronous view, which WSGI runs in a thread of its own."""
+    return EventStreamResponse(request, sse_channel)
 
 
 def queried(request: HttpRequest) -> HttpResponse:
@@ -57,6 +70,8 @@ urlpatterns = [
     path("compressed/", compressed),
     path("blank/", blank),
     path("slow/", slow),
+    path("late/", late),
+    path("asynchronous/", asynchronous),
     path("figures/", figures),
     path("queried/", queried),
     path("", include("news_api.urls")),

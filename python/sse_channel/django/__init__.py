@@ -25,6 +25,7 @@ from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..config import options
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
+from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
 
 __all__ = ["EventStreamResponse", "last_event_id_of"]
@@ -38,10 +39,10 @@ class EventStreamResponse(StreamingHttpResponse):
     """A stream of what is published to `channels`, from the moment it is made.
 
     Works in synchronous and asynchronous views, under WSGI and ASGI. The stream ends, and stops
-    listening, when the client leaves, when the server closes the response, and at the
-    interpreter's exit. No database connection stays open while it waits: those that the request
-    opened are closed when the streaming begins (not inside `atomic`, as in a `TestCase`), and so
-    are those that `initial` opens.
+    listening, when the client leaves, when the server closes the response, when gunicorn or uvicorn
+    begins to stop, and at the interpreter's exit. No database connection stays open while it waits:
+    those that the request opened are closed when the streaming begins (not inside `atomic`, as in a
+    `TestCase`), and so are those that `initial` opens.
 
     A HEAD request gets the headers and no stream.
 
@@ -132,6 +133,7 @@ class EventStreamResponse(StreamingHttpResponse):
         request.META.pop("HTTP_ACCEPT_ENCODING", None)
 
     def __iter__(self) -> Iterator[bytes]:
+        watch_server()
         if self._stream is not None and self._is_taken_over(self._stream):
             return iter(())
         _close_connections()
