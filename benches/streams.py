@@ -7,7 +7,8 @@ in order; a server that fails it is named. What is told: the delay's quantiles, 
 of the burst, connects a second, memory a client (proportional set size of the server's processes,
 over what they took before), and processor time per 1,000 deliveries.
 
-python benches/streams.py [--clients 1000 10000 50000] [--only NAME …] [--json FILE] [--plot FILE]
+python benches/streams.py [--clients 1000 10000 50000] [--rounds N] [--only NAME …]
+    [--json FILE] [--plot FILE]
 
 needs cargo, the group `bench`, and for nchan Debian's nginx-light and libnginx-mod-nchan.
 """
@@ -23,6 +24,7 @@ import platform
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -427,6 +429,7 @@ def come_back(clients: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--rounds", type=int, default=1, help="of which the medians are told")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--slow", action="store_true", help="a tenth that stops reading, alone")
@@ -449,15 +452,19 @@ def main() -> int:
         return 0
     every: dict[str, Any] = {"conditions": conditions()}
     for clients in given.clients:
-        found: dict[str, dict[str, Any]] = {}
-        for name in given.only or KINDS:
-            if not KINDS[name].least <= clients <= KINDS[name].largest:
-                continue
-            print(f"{clients} clients: {name}", file=sys.stderr, flush=True)
-            try:
-                found[name] = measure(name, clients)
-            except (OSError, RuntimeError, AssertionError) as error:
-                found[name] = {"failure": str(error) or type(error).__name__}
+        rounds: dict[str, list[dict[str, Any]]] = {}
+        # One server after the other in each round: what the machine does beside meets all of them.
+        for number in range(given.rounds):
+            for name in given.only or KINDS:
+                if not KINDS[name].least <= clients <= KINDS[name].largest:
+                    continue
+                print(f"{clients} clients, {number}: {name}", file=sys.stderr, flush=True)
+                try:
+                    figures = measure(name, clients)
+                except (OSError, RuntimeError, AssertionError) as error:
+                    figures = {"failure": str(error) or type(error).__name__}
+                rounds.setdefault(name, []).append(figures)
+        found = {name: medians(each) for name, each in rounds.items()}
         report(clients, found)
         every[str(clients)] = found
     if given.json:
@@ -465,6 +472,14 @@ def main() -> int:
     if given.plot:
         plot(max(given.clients), every[str(max(given.clients))], given.plot)
     return 0
+
+
+def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure; one failure is a failure."""
+    failed = [figures for figures in rounds if "failure" in figures]
+    if failed:
+        return failed[0]
+    return {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
 
 
 def plot(clients: int, found: dict[str, dict[str, Any]], path: Path) -> None:
