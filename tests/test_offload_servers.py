@@ -361,6 +361,31 @@ def test_the_first_stream_may_come_when_the_stop_has_begun(kind: str, tmp_path: 
         assert "Traceback" not in server.output()
 
 
+@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("cause", ["ctrl-c", "limit"])
+def test_uvicorn_ends_streams_however_it_comes_to_stop(
+    cause: str, offload: bool, tmp_path: Path
+) -> None:
+    arguments = [*PATIENT["uvicorn"]]
+    if cause == "limit":
+        arguments += ["--limit-max-requests", "10"]
+    kind = "uvicorn-uvloop-httptools"
+    with (
+        Server(kind, tmp_path, arguments=arguments, offload=offload) as server,
+        ExitStack() as stack,
+    ):
+        connections = open_raw(server, stack, 3)
+        if cause == "ctrl-c":
+            server.master.send_signal(signal.SIGINT)
+        else:
+            # The last ones find nobody any more.
+            with suppress(OSError):
+                for _ in range(10):
+                    server.request("GET", "/blank/")
+        check_farewells(connections)
+        server.master.wait(30)
+
+
 def test_the_last_request_of_a_worker_may_be_its_first_stream(tmp_path: Path) -> None:
     # Each is the last of its worker.
     with (
