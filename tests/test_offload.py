@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from handover import take
 from parts import missing
-from sse_channel import SSEChannel, _sse_channel, stats
+from sse_channel import SSEChannel, stats
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 Until = Callable[..., None]
@@ -53,7 +54,7 @@ def take_over() -> Iterator[Callable[..., Peer]]:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
-        def take(
+        def open_peer(
             channel: SSEChannel,
             *,
             chunked: bool = False,
@@ -72,7 +73,7 @@ def take_over() -> Iterator[Callable[..., Peer]]:
             server, _ = listener.accept()
             with server:
                 stream = channel.stream(heartbeat=heartbeat, last_event_id=last_event_id)
-                assert _sse_channel.offload(
+                assert take(
                     stream,
                     server.fileno(),
                     HEAD,
@@ -87,7 +88,7 @@ def take_over() -> Iterator[Callable[..., Peer]]:
                 assert next(stream, None) is None
             return Peer(client)
 
-        yield take
+        yield open_peer
 
 
 def clients(channel: SSEChannel) -> int:
@@ -181,10 +182,7 @@ def test_several_channels_are_one_stream_in_one_order(name, until):
     )
     here, there = socket.socketpair()
     with here, there:
-        assert _sse_channel.offload(
-            stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=100,
-            bytes=1 << 20, threads=1,
-        )  # fmt: skip
+        assert take(stream, there.fileno())
         there.close()
         peer = Peer(here)
         for n in range(40):
@@ -315,23 +313,17 @@ def test_connections_leave_no_descriptor_and_no_memory_behind(channel, take_over
 def test_a_forked_child_does_not_keep_connections_open(script):
     script(
         """
-import os, socket, time
+import os, time
+from handover import taken
 from sse_channel import SSEChannel, _sse_channel
 channel = SSEChannel("news")
-here, there = socket.socketpair()
-stream = channel.stream(heartbeat=None)
-assert _sse_channel.offload(stream, there.fileno(), b"", b"", chunked=False, policy="disconnect",
-                            frames=10, bytes=1000, threads=1)
-there.close()
+here = taken(channel)
 read, write = os.pipe()
 child = os.fork()
 if child == 0:
     # It has no connection, and can have its own.
     assert channel.stats()["clients"]["socket"] == 0
-    mine, yours = socket.socketpair()
-    stream = channel.stream(heartbeat=None)
-    assert _sse_channel.offload(stream, yours.fileno(), b"", b"", chunked=False,
-                                policy="disconnect", frames=10, bytes=1000, threads=1)
+    mine = taken(channel)
     channel.publish("in the child")
     mine.settimeout(30)
     found = b""
@@ -359,16 +351,11 @@ os.waitpid(child, 0)
 def test_the_end_tells_each_client_when_to_come_back_and_not_all_at_once(script):
     out = script(
         """
-import re, socket
+import re
+from handover import taken
 from sse_channel import SSEChannel, _sse_channel
 channel = SSEChannel("news")
-peers = []
-for _ in range(50):
-    here, there = socket.socketpair()
-    peers.append(here)
-    assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
-                                policy="disconnect", frames=10, bytes=1000, threads=2)
-    there.close()
+peers = [taken(channel, chunked=True) for _ in range(50)]
 channel.publish("last")
 # Nobody reads yet: what is sent is sent all the same. This is what the interpreter's end does.
 _sse_channel.close_all()
@@ -392,18 +379,13 @@ print(len(retries))
 def test_more_connections_than_the_soft_limit_of_descriptors_allows(script):
     script(
         """
-import resource, socket
-from sse_channel import SSEChannel, _sse_channel
+import resource
+from handover import taken
+from sse_channel import SSEChannel
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
 channel = SSEChannel("news")
-peers = []
-for _ in range(300):
-    here, there = socket.socketpair()
-    peers.append(here)
-    assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=False,
-                                policy="disconnect", frames=10, bytes=1000, threads=1)
-    there.close()
+peers = [taken(channel) for _ in range(300)]
 assert channel.stats()["clients"]["socket"] == 300
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
 for peer in peers:
@@ -416,32 +398,25 @@ for peer in peers:
 def test_a_second_thread_begins_when_the_first_has_enough(script):
     script(
         """
-import re, socket, time
+import re, time
 from pathlib import Path
-from sse_channel import SSEChannel, _sse_channel
+from handover import taken
+from sse_channel import SSEChannel
 
 def threads():
     names = (task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
     return sorted(name.strip() for name in names if name.startswith("sse-channel-io"))
 
 channel = SSEChannel("news")
-peers = []
-def add(count):
-    for _ in range(count):
-        here, there = socket.socketpair()
-        peers.append(here)
-        assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=False,
-                                    policy="disconnect", frames=10, bytes=1000, threads=2)
-        there.close()
-add(1000)
+peers = [taken(channel, threads=2) for _ in range(1000)]
 assert threads() == ["sse-channel-io0"]
-add(1)
+peers.append(taken(channel, threads=2))
 # A thread that has just begun may not have its name yet.
 deadline = time.monotonic() + 30
 while threads() != ["sse-channel-io0", "sse-channel-io1"]:
     assert time.monotonic() < deadline, threads()
     time.sleep(0.01)
-add(500)
+peers += [taken(channel, threads=2) for _ in range(500)]
 assert len(threads()) == 2
 for n in range(5):
     channel.publish(n)
@@ -460,11 +435,9 @@ def test_without_a_descriptor_left_nothing_is_done(script):
     script(
         """
 import resource, socket
-from sse_channel import SSEChannel, _sse_channel
+from handover import take
+from sse_channel import SSEChannel
 channel = SSEChannel("news")
-def take(stream, fd):
-    return _sse_channel.offload(stream, fd, b"", b"", chunked=False, policy="disconnect",
-                                frames=10, bytes=1000, threads=1)
 here, there = socket.socketpair()
 assert take(channel.stream(), there.fileno())
 resource.setrlimit(resource.RLIMIT_NOFILE, (there.fileno() + 1, there.fileno() + 1))
@@ -542,10 +515,7 @@ def test_a_stream_that_has_ended_is_not_taken(name):
         channel.publish(n)
     here, there = socket.socketpair()
     with here, there:
-        assert not _sse_channel.offload(
-            stream, there.fileno(), b"", b"", chunked=False, policy="disconnect", frames=1,
-            bytes=1, threads=1,
-        )  # fmt: skip
+        assert not take(stream, there.fileno())
     # It gives what it has, as if nobody had tried.
     assert next(stream).startswith(b"retry: 3000")
     assert b"data: 0\n\n" in next(stream)
@@ -560,10 +530,7 @@ def test_the_servers_number_is_never_a_second_way_to_the_connection(channel, unt
     here, there = socket.socketpair()
     dead, other = socket.socketpair()
     with here, there, dead, other:
-        assert _sse_channel.offload(
-            channel.stream(), there.fileno(), HEAD, b"", instead=dead.fileno(), chunked=False,
-            policy="disconnect", frames=9, bytes=9, threads=1,
-        )  # fmt: skip
+        assert take(channel.stream(), there.fileno(), HEAD, instead=dead.fileno())
         assert inode(there) == inode(dead)
         assert not os.get_inheritable(there.fileno())
         there.sendall(b"from the server")
@@ -581,10 +548,7 @@ def test_a_connection_that_is_not_taken_stays_the_servers(channel):
     dead, other = socket.socketpair()
     with here, there, dead, other:
         before = inode(there)
-        assert not _sse_channel.offload(
-            stream, there.fileno(), HEAD, b"", instead=dead.fileno(), chunked=False,
-            policy="disconnect", frames=9, bytes=9, threads=1,
-        )  # fmt: skip
+        assert not take(stream, there.fileno(), HEAD, instead=dead.fileno())
         assert inode(there) == before
         there.sendall(b"from the server")
         assert here.recv(100) == b"from the server"
@@ -594,13 +558,11 @@ def test_streams_that_begin_while_all_end_are_told_when_to_come_back(script):
     script(
         """
 import re, socket, threading
+from handover import take, taken
 from sse_channel import SSEChannel, _sse_channel
 
 channel, private = SSEChannel("news"), SSEChannel()
-here, there = socket.socketpair()
-assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
-                            policy="disconnect", frames=10, bytes=1000, threads=1)
-there.close()
+peer = taken(channel)
 open_ones = [channel.stream(heartbeat=None), private.stream(heartbeat=None)]
 for stream in open_ones:
     next(stream)
@@ -625,13 +587,14 @@ check(farewell)
 late = channel.stream()
 late.close()
 assert list(late) == []
-assert not _sse_channel.offload(channel.stream(), here.fileno(), b"", b"", chunked=True,
-                                policy="disconnect", frames=10, bytes=1000, threads=1)
-here.close()
+here, there = socket.socketpair()
+with here, there:
+    assert not take(channel.stream(), there.fileno())
 _sse_channel.end_streams(wait=True, retry=3000)
 # Nobody holds them any more, and nobody is passed anything.
 assert channel.stats()["clients"] == {"queue": 1, "stream": 0, "socket": 0}
 assert channel.stats()["disconnected"]["exit"] == 2
+peer.close()
 # Queues go on, as ever.
 channel.publish("still")
 assert queue.get(timeout=10) == "still"
@@ -641,12 +604,8 @@ stream = channel.stream()
 assert next(stream).startswith(b"retry: 3000\\n")
 channel.publish("again")
 assert b"data: again" in next(stream)
-here, there = socket.socketpair()
-assert _sse_channel.offload(channel.stream(), there.fileno(), b"", b"", chunked=True,
-                            policy="disconnect", frames=10, bytes=1000, threads=1)
-there.close()
-assert here.recv(100).startswith(b"2")
-here.close()
+with taken(channel) as here:
+    assert here.recv(100).startswith(b"retry: 3000")
 """,
         SSE_CHANNEL_BUS="memory://",
     )
@@ -654,7 +613,8 @@ here.close()
 
 VANISHED = """
 import socket, subprocess, time
-from sse_channel import SSEChannel, _sse_channel
+from handover import take
+from sse_channel import SSEChannel
 
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 channel = SSEChannel("news")
@@ -662,10 +622,7 @@ with socket.create_server(("127.0.0.1", 0)) as listener:
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
 with client, server:
-    assert _sse_channel.offload(
-        channel.stream(heartbeat=1), server.fileno(), b"", b"", chunked=False,
-        policy="disconnect", frames=10, bytes=10000, threads=1,
-    )
+    assert take(channel.stream(heartbeat=1), server.fileno())
     assert client.recv(100).startswith(b"retry: ")
     # No packet comes through any more, and nobody says so.
     subprocess.run(["ip", "link", "set", "lo", "down"], check=True)

@@ -1,7 +1,8 @@
 //! The load generator of `benches/streams.py`, and the floor that all servers are held against.
 //!
-//! `load clients ADDRESS PATH COUNT [BUFFER [EVENTS]]` opens COUNT streams from one epoll loop (each
-//! with a receive buffer of BUFFER bytes, 0 for the system's) that get EVENTS at once, then does what lines on standard input say, and answers each with a line of JSON:
+//! `load clients ADDRESS PATH COUNT [BUFFER [EVENTS]]` opens COUNT streams from one epoll loop, each
+//! with a receive buffer of BUFFER bytes (0 for the system's), that get EVENTS at once; then it does
+//! what lines on standard input say, and answers each with a line of JSON:
 //!
 //! - `expect K`: wait until every client has K more events. Each event's data has `"n":` (0, 1, 2, …
 //!   for each client, which is checked) and `"t":` (nanoseconds of CLOCK_MONOTONIC at its publish
