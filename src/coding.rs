@@ -5,9 +5,10 @@
 //! nothing before them. So any client can be given any blocks in any order, and what it has so far
 //! can always be read.
 //!
-//! The trailer is made for each client. A browser does without it; curl and nginx's `gunzip` call a body
-//! that ends before it broken, Python's `gzip` raises, and RFC 1952 wants it. The checksum of a
-//! client's stream follows from those of its blocks: one multiplication each, and 8 bytes.
+//! The trailer is made for each client. Browsers and curl do without it, but curl, nginx's `gunzip` and
+//! Python's `gzip` take a wrong one for an error; and without any, nginx's `gunzip` logs an error and
+//! breaks the connection off, and Python's `gzip` raises. The checksum of a client's stream follows from
+//! those of its blocks: one multiplication each, and 8 bytes.
 
 use std::sync::Mutex;
 

@@ -11,6 +11,7 @@ Each option is looked up in this order; the first place that names it wins:
 | ----------------- | ------------- | --------------------------------------------------------- |
 | `BACKLOG_BYTES`   | 1048576       | bytes that may wait for one offloaded client              |
 | `BUS`             | `local://`    | where events are ordered and kept                         |
+| `COMPRESS`        | False         | whether streams are compressed for clients that take gzip |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
 | `IO_THREADS`      | 2             | threads that write to offloaded clients, at the most      |
@@ -44,6 +45,7 @@ class Options(NamedTuple):
 
     backlog_bytes: int = 1 << 20
     bus: str = "local://"
+    compress: bool = False
     history_age: int = 86400
     history_bytes: int = 64 << 20
     io_threads: int = 2
@@ -70,6 +72,7 @@ _SMALLEST = {
     "retry": 0,
 }
 _LARGEST = {"io_threads": 256}
+_SWITCHES = ("compress", "offload")
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
@@ -81,6 +84,7 @@ def configure(
     *,
     backlog_bytes: int | None = None,
     bus: str | None = None,
+    compress: bool | None = None,
     history_age: int | None = None,
     history_bytes: int | None = None,
     io_threads: int | None = None,
@@ -100,6 +104,8 @@ def configure(
     Args:
         backlog_bytes: bytes that may wait for one offloaded client that does not read.
         bus: the URL of the bus.
+        compress: whether streams are compressed for clients that take gzip. Not for events that
+            hold a secret beside text that a stranger chose: see docs/compression.md.
         history_age: seconds that an event is kept.
         history_bytes: bytes of events kept for each channel.
         io_threads: threads that write to offloaded clients, at the most. The first begins with the
@@ -120,6 +126,7 @@ def configure(
     given = {
         "backlog_bytes": backlog_bytes,
         "bus": bus,
+        "compress": compress,
         "history_age": history_age,
         "history_bytes": history_bytes,
         "io_threads": io_threads,
@@ -200,7 +207,7 @@ def _django_settings() -> dict[str, Any]:
 def _from_text(name: str, text: str, variable: str) -> object:
     if name == "bus":
         return text
-    if name == "offload":
+    if name in _SWITCHES:
         if text.lower() in ("1", "true", "yes", "on"):
             return True
         if text.lower() in ("0", "false", "no", "off"):
@@ -231,7 +238,7 @@ def _check(name: str, value: object, place: str) -> object:
         if not 0 < value <= 3600:
             raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {value}")
         return float(value)
-    if name == "offload":
+    if name in _SWITCHES:
         if not isinstance(value, bool):
             raise TypeError(f"{place} must be True or False, not {type(value).__name__}")
         return value
