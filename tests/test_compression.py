@@ -21,6 +21,7 @@ from servers import OFFLOADING_KINDS, Server, open_stream, open_streams, until
 from sse_channel import SSEChannel, configure
 from sse_channel.compression import accepts_gzip
 from sse_channel.django import EventStreamResponse
+from sse_channel.offload import Refused, check_coding
 
 PATH = "/news/events/"
 WORDS = "some words that come again and again, "
@@ -76,7 +77,7 @@ def test_clients_say_what_they_accept(header: str | None, accepted: bool) -> Non
     assert accepts_gzip(header) is accepted
 
 
-# --- The response ------------------------------------------------------------------------------
+# --- The response ----------------------------------------------------------------------------
 
 
 def request(accept: str | None = "gzip, br", method: str = "GET") -> HttpRequest:
@@ -167,7 +168,7 @@ def test_what_is_no_bool_is_refused(name, monkeypatch) -> None:
         configure(compress=1)
 
 
-# --- Streams that a server iterates ----------------------------------------------------------------
+# --- Streams that a server iterates ----------------------------------------------------------
 
 
 def steps_of(stream: Any, is_async: bool) -> Iterator[bytes]:
@@ -255,7 +256,32 @@ def test_bytes_are_those_of_the_wire(channel) -> None:
     stream.close()
 
 
-# --- Streams that left Python ------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("compressed", "codings", "is_refused"),
+    [
+        (False, [], False),
+        (True, ["gzip"], False),
+        (True, ["GZIP"], False),
+        (False, ["gzip"], True),
+        (False, ["identity"], True),
+        (True, [], True),
+        (True, ["br"], True),
+        (True, ["gzip, br"], True),
+        (True, ["gzip", "gzip"], True),
+    ],
+)
+def test_only_the_streams_own_coding_may_leave_python(
+    channel, compressed: bool, codings: list[str], is_refused: bool
+) -> None:
+    """Anything else was put around it by a middleware, of Django's or WSGI's."""
+    with channel.stream() as stream:
+        if compressed:
+            stream._compress()
+        with pytest.raises(Refused) if is_refused else contextlib.nullcontext():
+            check_coding(stream, codings)
+
+
+# --- Streams that left Python ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -346,7 +372,7 @@ def test_a_client_that_comes_back_reads_history(channel, take_over) -> None:
     assert received(peer, read, b"\n\n").endswith(b"\ndata: live\n\n")
 
 
-# --- Real servers ----------------------------------------------------------------------------------
+# --- Real servers ----------------------------------------------------------------------------
 
 #: Servers by their kind, and whether streams leave Python.
 KINDS = [

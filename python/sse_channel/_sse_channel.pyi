@@ -301,9 +301,10 @@ def offload(
     The descriptor is duplicated; the number `fd` means what `instead` means from then on, if it is
     not None, so that no two write to the connection. `head` is sent first, then what the stream
     opens with, then `body`, then events: as chunks of HTTP/1.1 if `chunked`, compressed if the
-    stream is. The stream gives nothing more. Of what the client does not take, `frames` and `bytes` may wait; `policy` says
-    what happens to more, as for a queue. There are `threads` I/O threads at the most: the first
-    begins at the first call of a process, another when each has 1,000 connections.
+    stream is. The stream gives nothing more. Of what the client does not take, `frames` and `bytes`
+    may wait; `policy` says what happens to more, as for a queue. There are `threads` I/O threads at
+    the most: the first begins at the first call of a process, another when each has 1,000
+    connections.
 
     Returns:
         False, and nothing was done, for a stream that has ended or given something already.

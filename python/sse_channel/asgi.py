@@ -174,7 +174,9 @@ class Exchange:
         if self._head is None or self._cycle.response_started:
             raise Refused("begun")
         headers = [(bytes(name).lower(), bytes(value)) for name, value in self._head["headers"]]
-        codings = [value.decode("latin-1") for name, value in headers if name == b"content-encoding"]
+        codings = [
+            value.decode("latin-1") for name, value in headers if name == b"content-encoding"
+        ]
         check_coding(stream, codings)
         if transport.get_extra_info("sslcontext") is not None:
             raise Refused("tls")
