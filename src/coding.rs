@@ -39,10 +39,9 @@ const POLYNOMIAL: u32 = 0xedb8_8320;
 const ONE: u32 = 1 << 31;
 
 /// How a response's body is coded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// As it is.
-    #[default]
     Identity,
     /// `gzip`.
     Gzip,

@@ -362,6 +362,52 @@ def test_a_client_whose_events_were_dropped_can_read_the_others(channel, take_ov
     assert len(numbers) + channel.stats()["dropped"] == 2000
 
 
+def test_the_end_fits_whatever_a_slow_client_was_given(script) -> None:
+    """Its checksum is of what was sent, and of what waits when the end begins."""
+    script(
+        """
+import socket, zlib
+from handover import take
+from sse_channel import SSEChannel, _sse_channel
+
+channel = SSEChannel("x")
+channel.publish("an id to come back with")
+missed = channel.publish("another")
+for number in range(50):
+    channel.publish(f"missed {number}")
+text = "".join(map(str, range(3000)))
+peers = {}
+for policy, limit in [("disconnect", 1 << 30), ("drop_oldest", 50_000), ("drop_newest", 50_000)]:
+    for last_event_id in (None, missed):
+        here, there = socket.socketpair()
+        with there:
+            stream = channel.stream(heartbeat=None, last_event_id=last_event_id)
+            stream._compress()
+            body = b"data: first\\n\\n"
+            assert take(stream, there.fileno(), body=body, policy=policy, bytes=limit)
+        peers[policy, last_event_id] = here
+for number in range(300):
+    channel.publish(f"{text} {number}")
+for here in peers.values():
+    assert here.recv(1000, socket.MSG_PEEK)
+_sse_channel.end_streams(wait=False, retry=3000)
+for (policy, last_event_id), here in peers.items():
+    gzip, read = zlib.decompressobj(31), b""
+    with here:
+        while data := here.recv(1 << 18):
+            read += gzip.decompress(data)
+    assert gzip.eof and not gzip.unused_data, policy
+    assert read.count(b"missed ") == (50 if last_event_id else 0), policy
+    count = read.count(b"\\ndata: 0123")
+    if policy == "disconnect":
+        assert count == 300, count
+    else:
+        assert 0 < count < 300, (policy, count)
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
+
+
 def test_a_client_that_comes_back_reads_history(channel, take_over) -> None:
     """More than a connection is given at once."""
     first, *_ = [channel.publish(f"{WORDS}{number}") for number in range(300)]
