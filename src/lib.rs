@@ -13,6 +13,7 @@
 //! | `history` | what a channel remembers |
 //! | `queue` | a client: its bounded queue and who waits for it |
 //! | `hub` | channels, their order, registration and fan-out |
+//! | `hub/rendering` | what a channel's events become, once for all clients that share it |
 //! | `wake` | one bell per event loop |
 //! | `timer` | deadlines of all waits, one thread per process |
 //! | `bus/` | what orders, numbers and stores events, and brings them to every process |

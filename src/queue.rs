@@ -26,6 +26,8 @@ pub enum Kind {
     Queue,
     /// A server that takes frames.
     Stream,
+    /// What makes the events of a rendering; it is no client that anybody counts.
+    Renderer,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
         match self {
             Kind::Queue => event.has_message,
             Kind::Stream => !event.frame.is_empty(),
+            Kind::Renderer => event.has_message || !event.frame.is_empty(),
         }
     }
 }
@@ -115,6 +118,19 @@ struct State {
     memberships: SmallVec<[Membership; 1]>,
     /// The binding's object for this client, given to who asks for the listeners.
     owner: Option<Attachment>,
+    /// For a renderer: where it is announced when it has something.
+    desk: Option<Desk>,
+}
+
+/// Where many clients are announced to few readers.
+#[derive(Debug)]
+pub struct Desk {
+    /// The readers' queue.
+    pub queue: Arc<Client>,
+    /// What is put there.
+    pub token: Arc<Event>,
+    /// It is there, or with a reader.
+    pub is_announced: bool,
 }
 
 impl Client {
@@ -325,6 +341,27 @@ impl Client {
             let _ = sender.send(Arc::clone(event));
         }
         state.wake_one(wakes);
+        state.announce(wakes);
+    }
+
+    /// From now on it is announced at `desk` when it has something.
+    pub fn set_desk(&self, desk: Desk) {
+        lock(&self.state).desk = Some(desk);
+    }
+
+    /// A reader that was told of it at its desk is done with it for now.
+    pub fn rest(&self) {
+        let mut wakes = WakeBatch::default();
+        {
+            let mut state = lock(&self.state);
+            if let Some(desk) = &mut state.desk {
+                desk.is_announced = false;
+            }
+            if !self.is_empty() {
+                state.announce(&mut wakes);
+            }
+        }
+        wakes.flush();
     }
 
     /// Registers it with a hub: what was missed first, which then is no overflow.
@@ -356,13 +393,18 @@ impl Client {
     ) -> (SmallVec<[Membership; 1]>, Option<Attachment>) {
         let mut state = lock(&self.state);
         state.close(wakes);
-        (std::mem::take(&mut state.memberships), state.owner.take())
+        let memberships = std::mem::take(&mut state.memberships);
+        // Its token has an object of the binding as well.
+        match state.desk.take() {
+            None => (memberships, state.owner.take()),
+            Some(desk) => (memberships, Some(Box::new((state.owner.take(), desk.token)))),
+        }
     }
 
-    /// Whether it is registered with a channel of `hub`.
-    pub fn is_member(&self, hub: &Arc<Hub>, channel: ChannelKey) -> bool {
+    /// Whether it is registered with a channel of `hub` that `is_it`.
+    pub fn is_member(&self, hub: &Arc<Hub>, is_it: impl Fn(ChannelKey) -> bool) -> bool {
         let is_its = self.hub.get().is_some_and(|its| std::ptr::eq(its.as_ptr(), &raw const **hub));
-        is_its && lock(&self.state).memberships.iter().any(|its| its.channel == channel)
+        is_its && lock(&self.state).memberships.iter().any(|its| is_it(its.channel))
     }
 }
 
@@ -436,6 +478,14 @@ impl State {
                 wakes.add(waiter);
                 return;
             }
+        }
+    }
+
+    /// Puts its token on the desk, unless it is there or with a reader.
+    fn announce(&mut self, wakes: &mut WakeBatch) {
+        if let Some(desk) = self.desk.as_mut().filter(|desk| !desk.is_announced) {
+            // Refused by readers that have ended: then nobody renders any more.
+            desk.is_announced = desk.queue.put(&desk.token, wakes).is_ok();
         }
     }
 

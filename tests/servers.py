@@ -281,6 +281,10 @@ class Server:
         """How many clients listen in all workers."""
         return sum(sum(figures["clients"].values()) for figures in self.figures().values())
 
+    def queries(self) -> int:
+        """How many queries all workers have sent to the database."""
+        return sum(figures["queries"] for figures in self.figures().values())
+
     def request(
         self,
         method: str,

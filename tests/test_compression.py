@@ -161,6 +161,24 @@ def test_gzip_middleware_does_not_compress_it_again(channel, name) -> None:
     response.close()
 
 
+def test_what_is_rendered_once_is_compressed_once(channel, name) -> None:
+    responses = [
+        EventStreamResponse(request(accept), name, render=str.upper, key="loud", compress=True)
+        for accept in ("gzip", "gzip", None)
+    ]
+    chunks = [iter(response) for response in responses]
+    firsts = [next(each) for each in chunks]
+    channel.publish(WORDS * 20)
+    one, other, plain = [next(each) for each in chunks]
+    assert one == other
+    read = Reader()
+    assert read(firsts[0]).startswith(b"retry: ")
+    assert read(one) == plain
+    assert plain.endswith(f"data: {WORDS.upper() * 20}\n\n".encode())
+    for response in responses:
+        response.close()
+
+
 def test_what_is_no_bool_is_refused(name, monkeypatch) -> None:
     with pytest.raises(TypeError, match="compress must be True, False or None, not str"):
         EventStreamResponse(request(), name, compress="gzip")

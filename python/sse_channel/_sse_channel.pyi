@@ -3,7 +3,7 @@
 from asyncio import Future
 from collections.abc import Awaitable, Callable
 from queue import Empty
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -20,6 +20,8 @@ __all__ = [
     "Client",
     "Parking",
     "Queue",
+    "Rendering",
+    "SourceEvent",
     "Stream",
     "__version__",
     "after_fork",
@@ -244,11 +246,101 @@ class Channel:
         """Send an object without a wire form to queues; None, and nothing sent, if streams are
         open."""
 
+    def number(self) -> int:
+        """What tells it from all other channels of the process."""
+
     def listener_count(self) -> int: ...
     def listeners(self) -> list[ClientQueue | EventStream]: ...
     def has_listener(self, client: Client) -> bool: ...
     def unlisten(self, client: Client) -> bool: ...
     def figures(self) -> dict[str, Any]: ...
+
+@final
+class SourceEvent:
+    """An event of a source, to be rendered."""
+
+    @property
+    def message(self) -> Any:
+        """The message, the same object for every reader of this process."""
+
+    @property
+    def has_message(self) -> bool:
+        """Whether it has one: a comment or a reconnection time alone is passed on as it is."""
+
+    @property
+    def event(self) -> str | None:
+        """The event name."""
+
+    @property
+    def id(self) -> str | None: ...
+
+@disjoint_base
+class Rendering(Client):
+    """What the events of some channels are turned into, for all clients that share it. As a client
+    of those channels it takes their events.
+    """
+
+    def __new__(cls, capacity: int, *_args: object, **_kwargs: object) -> Self: ...
+    def begin(self, channels: list[Channel], desk: Queue, timeout: float) -> None:
+        """Begins: from now on it is put into `desk` when it has something to take."""
+
+    def take(self) -> SourceEvent | None:
+        """The next event of the sources, None when there is none now."""
+
+    def rest(self) -> None:
+        """After all that was taken: it is put into the desk again when there is more."""
+
+    def put(
+        self,
+        source: SourceEvent,
+        data: str | None,
+        *,
+        json: bool,
+        event: str | None,
+        retry: int | None,
+        comment: str | None,
+        limit: int,
+        back: bool,
+    ) -> None:
+        """Gives the clients what became of `source`, under its id. With `back`, it is from before
+        the beginning, and kept until `read_back`.
+        """
+
+    def skip(self, source: SourceEvent, back: bool) -> None:
+        """`source` gives the clients nothing."""
+
+    def pass_on(self, source: SourceEvent, back: bool) -> None:
+        """Gives the clients `source` as it is."""
+
+    def lose(self) -> None:
+        """Tells the clients that events were lost."""
+
+    def lacks(self, last_event_id: str) -> bool:
+        """Whether something must be rendered before a client can resume after `last_event_id`."""
+
+    def missing(
+        self, channels: list[Channel], last_event_id: str, timeout: float
+    ) -> tuple[str, list[SourceEvent]]:
+        """What the sources have after `last_event_id` and from before the beginning, oldest first,
+        and the id that `read_back` is to be given.
+        """
+
+    def read_back(self, floor: str) -> None:
+        """Puts what was kept before all that is there: all that there is after `floor`."""
+
+    def register(
+        self, listener: Stream, last_event_id: str | None, retry: int
+    ) -> Literal[False] | str | None:
+        """Registers a stream. False when the rendering is over; otherwise why the stream does not
+        get exactly what it missed, if so.
+        """
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has clients."""
+
+    def end(self, patience: float) -> bool:
+        """Ends it, if it had no client for `patience` seconds. Gives whether it is over."""
 
 @final
 class Parking:

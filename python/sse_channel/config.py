@@ -19,6 +19,7 @@ Each option is looked up in this order; the first place that names it wins:
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
 | `OFFLOAD`         | True          | whether streams leave Python where they can               |
 | `PUBLISH_TIMEOUT` | 10            | seconds that the bus may take to answer; else `BusError`  |
+| `RENDER_THREADS`  | 4             | threads that call `render=`, at the most                  |
 | `RETRY`           | 3000          | milliseconds after which a browser reconnects             |
 
 `BUS` is `memory://` (this process), `local://` (every process of this project and user on this
@@ -53,6 +54,7 @@ class Options(NamedTuple):
     max_event_bytes: int = 1 << 20
     offload: bool = True
     publish_timeout: float = 10.0
+    render_threads: int = 4
     retry: int = 3000
 
 
@@ -69,9 +71,10 @@ _SMALLEST = {
     "io_threads": 1,
     "max_clients": 0,
     "max_event_bytes": 1,
+    "render_threads": 1,
     "retry": 0,
 }
-_LARGEST = {"io_threads": 256}
+_LARGEST = {"io_threads": 256, "render_threads": 256}
 _SWITCHES = ("compress", "offload")
 
 _configured: dict[str, Any] = {}
@@ -92,6 +95,7 @@ def configure(
     max_event_bytes: int | None = None,
     offload: bool | None = None,
     publish_timeout: float | None = None,
+    render_threads: int | None = None,
     retry: int | None = None,
 ) -> None:
     """Set options for this process, above the environment and Django's settings.
@@ -115,6 +119,8 @@ def configure(
         max_event_bytes: the largest event on the wire, in bytes.
         offload: whether streams leave Python where they can.
         publish_timeout: seconds that the bus may take to answer.
+        render_threads: threads that call `render=`, at the most; one more begins with each
+            rendering.
         retry: milliseconds after which a browser reconnects.
 
     Raises:
@@ -134,6 +140,7 @@ def configure(
         "max_event_bytes": max_event_bytes,
         "offload": offload,
         "publish_timeout": publish_timeout,
+        "render_threads": render_threads,
         "retry": retry,
     }
     checked = {

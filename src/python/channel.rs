@@ -12,7 +12,7 @@ use crate::bus::{Bus, Publication};
 use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
-use crate::hub::{ChannelFigures, ChannelKey, Hub, Resume};
+use crate::hub::{ChannelFigures, ChannelKey, Hub, Registered, Resume};
 use crate::metrics::{Counters, Reason};
 use crate::process::{self, Process};
 use crate::python::bus;
@@ -31,14 +31,17 @@ pub struct Channel {
     place: Mutex<Option<Place>>,
 }
 
+/// Where a channel is in this process.
 #[derive(Clone)]
-struct Place {
+pub struct Place {
     generation: u64,
-    hub: Arc<Hub>,
-    key: ChannelKey,
+    /// Its hub.
+    pub hub: Arc<Hub>,
+    /// Its place there.
+    pub key: ChannelKey,
     counters: Arc<Counters>,
     /// `None` for a private channel: its hub orders and remembers.
-    bus: Option<Arc<dyn Bus>>,
+    pub bus: Option<Arc<dyn Bus>>,
 }
 
 impl Channel {
@@ -63,7 +66,7 @@ impl Channel {
                 return Ok(known.clone());
             }
         }
-        let counters = hub.counters(key);
+        let counters = hub.counters(key).unwrap_or_default();
         let found = Place { generation: process::generation(), hub, key, counters, bus };
         // The parent's hub is left as it is: dropping it would touch its locks.
         std::mem::forget(place.replace(found.clone()));
@@ -180,6 +183,12 @@ impl Channel {
         }
     }
 
+    /// What tells it from all other channels of the process.
+    fn number(&self, py: Python<'_>) -> PyResult<u64> {
+        let place = self.place(py)?;
+        Ok(place.hub.number(place.key))
+    }
+
     fn listener_count(&self, py: Python<'_>) -> PyResult<usize> {
         let place = self.place(py)?;
         Ok(place.hub.client_count(place.key))
@@ -209,7 +218,8 @@ impl Channel {
     }
 }
 
-fn fields<'a>(
+/// The fields of an event, as Rust strings.
+pub fn fields<'a>(
     data: Option<&'a Bound<'_, PyString>>,
     event: Option<&'a Bound<'_, PyString>>,
     retry: Option<u64>,
@@ -254,7 +264,7 @@ pub fn prepare<'py>(
 }
 
 /// Where the channels are, which must be of one hub.
-fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Place>> {
+pub fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Place>> {
     let places = channels.iter().map(|channel| channel.get().place(py));
     let places = places.collect::<PyResult<Vec<Place>>>()?;
     let Some(first) = places.first() else {
@@ -269,7 +279,8 @@ fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Pl
     Ok(places)
 }
 
-fn resume_of(last_event_id: Option<&Bound<'_, PyString>>) -> Resume {
+/// Where a client with that last event id wants to begin.
+pub fn resume_of(last_event_id: Option<&Bound<'_, PyString>>) -> Resume {
     match last_event_id.map(|text| text.to_str()) {
         None | Some(Ok("")) => Resume::Fresh,
         Some(Ok(text)) => text.parse().map_or(Resume::Unknown, Resume::After),
@@ -300,29 +311,51 @@ pub fn register(
             bus::prepare(py, bus, &keys, resume, timeout)?;
         }
         let owner = match client.core.kind() {
-            Kind::Queue => Owner::Queue(listener.clone().into_any().unbind()),
             Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
+            _ => Owner::Queue(listener.clone().into_any().unbind()),
         };
         // None: between the two the bus let go of a channel that had no client.
         if let Some(done) = first.hub.register(&client.core, &keys, resume, Box::new(owner))? {
             break done;
         }
     };
+    if let Some(stream) = stream {
+        return Ok(open(stream, registered, retry));
+    }
     let reason = registered.gap.map(|gap| gap.reason());
     client.set_reset(reason);
-    if let Some(stream) = stream {
-        stream.get().set_cursor(registered.cursor);
-        stream.get().prepend([frame::opening(retry, registered.cursor)]);
-        stream.get().prepend(reason.map(frame::reset));
-        let process = Process::current();
-        process.set_retry(retry);
-        if let Some(farewell) = process.farewell() {
-            // The end of all streams may have come before it was one of them.
-            client.core.set_farewell(&farewell);
-            client.end(Reason::Exit);
-        }
-    }
     Ok(reason)
+}
+
+/// Gives a stream that is registered its opening. Gives why it does not get exactly what it missed.
+pub fn open(
+    stream: &Bound<'_, Stream>,
+    registered: Registered,
+    retry: u64,
+) -> Option<&'static str> {
+    let reason = registered.gap.map(|gap| gap.reason());
+    let client = stream.as_super().get();
+    client.set_reset(reason);
+    stream.get().set_cursor(registered.cursor);
+    stream.get().prepend([frame::opening(retry, registered.cursor)]);
+    stream.get().prepend(reason.map(frame::reset));
+    let process = Process::current();
+    process.set_retry(retry);
+    if let Some(farewell) = process.farewell() {
+        // The end of all streams may have come before it was one of them.
+        client.core.set_farewell(&farewell);
+        client.end(Reason::Exit);
+    }
+    reason
+}
+
+/// Tells the bus, if it is that hub's, that a client is gone.
+pub fn tell_left(hub: &Arc<Hub>) {
+    if let Some(named) = Process::current().named()
+        && Arc::ptr_eq(&named.hub, hub)
+    {
+        named.bus.left();
+    }
 }
 
 /// The figures of every named channel of this process.

@@ -10,6 +10,7 @@ mod message;
 mod offload;
 mod parking;
 mod queue;
+mod rendering;
 mod stream;
 mod wait;
 
@@ -33,6 +34,8 @@ mod _sse_channel {
     use super::parking::{Parking, forked};
     #[pymodule_export]
     use super::queue::Queue;
+    #[pymodule_export]
+    use super::rendering::{Rendering, SourceEvent};
     #[pymodule_export]
     use super::stream::Stream;
 

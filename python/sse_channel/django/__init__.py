@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..channel import Overflow, SSEChannel
 from ..compression import accepts_gzip
 from ..config import options
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
+from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
 
@@ -57,6 +58,9 @@ class EventStreamResponse(StreamingHttpResponse):
         heartbeat: seconds of idleness after which a comment is sent; None for never.
         initial: the first payload; see `SSEChannel.stream`. A synchronous callable may use the
             ORM under ASGI too.
+        render, key: what is sent in place of each message, made once for all clients of an equal
+            `key`; see `SSEChannel.stream`. It may use the ORM: its database connections are closed
+            when nothing was published for a second.
         overflow: what happens to an event for which a client that does not read has no room, as
             for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
             history gives it what it missed), any other has its channel's policy.
@@ -66,9 +70,10 @@ class EventStreamResponse(StreamingHttpResponse):
             for the content type.
 
     Raises:
-        TypeError: no channel, or something that is none; a `compress` that is no bool.
-        ValueError: a `heartbeat` that is not more than 0 seconds, or a private channel (one
-            without a name) together with others.
+        TypeError: no channel, or something that is none; a `render` or `key` that cannot be; a
+            `compress` that is no bool.
+        ValueError: a `heartbeat` that is not more than 0 seconds, a private channel (one
+            without a name) together with others, or a `render` that needs a `key`.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class EventStreamResponse(StreamingHttpResponse):
         last_event_id: str | None = None,
         heartbeat: float | None = 10.0,
         initial: Any = None,
+        render: Callable[[Any], Any] | None = None,
+        key: Hashable | None = None,
         overflow: Overflow | None = None,
         compress: bool | None = None,
         status: int = 200,
@@ -111,6 +118,8 @@ class EventStreamResponse(StreamingHttpResponse):
                     last_event_id=last_event_id,
                     heartbeat=heartbeat,
                     initial=initial,
+                    render=render,
+                    key=key,
                     most=options().max_clients,
                 )
             except queue.Full:
@@ -299,6 +308,9 @@ def _without_connections(initial: Callable[[], Any], is_asgi: bool) -> Callable[
             await _release_thread()
 
     return called_in_thread
+
+
+release_with(_close_connections)
 
 
 async def _release_thread() -> None:
