@@ -246,7 +246,6 @@ class Channel:
     def figures(self) -> dict[str, Any]: ...
 
 @final
-@disjoint_base
 class SourceEvent:
     """An event of a source, to be rendered."""
 
@@ -334,7 +333,6 @@ class Rendering(Client):
         """Ends it, if it had no client for `patience` seconds. Gives whether it is over."""
 
 @final
-@disjoint_base
 class Parking:
     """The greenlets or futures of one event loop that wait for a client."""
 
