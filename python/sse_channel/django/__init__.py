@@ -24,16 +24,27 @@ from django.http import HttpRequest, StreamingHttpResponse
 from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..config import options
+from ..control import user_key
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
 from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
+from .identity import address_of, allow_origin, user_of
 
-__all__ = ["EventStreamResponse", "last_event_id_of"]
+__all__ = ["EventStreamResponse", "EventStreamView", "everybody", "last_event_id_of"]
 
 if settings.configured:
     # A mistake in the settings is told when the project starts, not at its first request.
     options()
+
+
+def __getattr__(name: str) -> Any:
+    # It needs this module, and is needed by few.
+    if name in ("EventStreamView", "everybody"):
+        from . import views
+
+        return getattr(views, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -62,6 +73,9 @@ class EventStreamResponse(StreamingHttpResponse):
         overflow: what happens to an event for which a client that does not read has no room, as
             for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
             history gives it what it missed), any other has its channel's policy.
+        user: whose stream it is, for `disconnect` and `MAX_CLIENTS_PER_USER`: a user of Django, or
+            any text. None: the user that is logged in; in an asynchronous view, if it has asked for
+            that (``await request.auser()``).
         status, headers: as for any response. The stream's own headers can be overridden, except
             for the content type.
 
@@ -81,6 +95,7 @@ class EventStreamResponse(StreamingHttpResponse):
         render: Callable[[Any], Any] | None = None,
         key: Hashable | None = None,
         overflow: Overflow | None = None,
+        user: object = None,
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -112,10 +127,16 @@ class EventStreamResponse(StreamingHttpResponse):
                     initial=initial,
                     render=render,
                     key=key,
-                    most=options().max_clients,
+                    most=(
+                        options().max_clients,
+                        options().max_clients_per_user,
+                        options().max_clients_per_address,
+                    ),
+                    user=user_of(its_request) if user is None else user_key(user),
+                    address=address_of(its_request),
                 )
-            except queue.Full:
-                refuse("full")
+            except queue.Full as full:
+                refuse(str(full))
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
         self._environ: dict[str, Any] = its_request.META
@@ -137,6 +158,7 @@ class EventStreamResponse(StreamingHttpResponse):
         self.headers.setdefault("Cache-Control", "no-cache, no-transform")
         # nginx passes each frame on at once.
         self.headers.setdefault("X-Accel-Buffering", "no")
+        allow_origin(its_request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
         request.META.pop("HTTP_ACCEPT_ENCODING", None)
 
