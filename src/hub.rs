@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::clients::Farewell;
+use crate::clients::{Farewell, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
 use crate::frame::{self, Body};
 use crate::history::{Gap, History, Limits};
 use crate::metrics::{Counters, Reason};
-use crate::queue::{Client, Delivery, Kind, drain};
+use crate::queue::{Client, Delivery, Kind, Leftover, drain};
 use crate::sync::lock;
 use crate::wake::WakeBatch;
 
@@ -32,6 +32,9 @@ pub use rendering::{Missing, Rendered, render};
 /// all reads before them, so that without it thousands of clients are thousands of cache misses
 /// one after the other.
 const LOOKAHEAD: usize = 16;
+
+/// Events of the control channel that are remembered: one that was missed is read back.
+const CONTROL_HISTORY: usize = 100;
 
 /// Readers of a burst are woken after so long at the latest.
 const BATCH: Duration = Duration::from_millis(2);
@@ -157,6 +160,25 @@ pub struct Route {
     pub channels: SmallVec<[(ChannelKey, ChannelNumber); 1]>,
 }
 
+/// Which connections of an outlet are to be disconnected.
+#[derive(Debug)]
+pub struct Revoked {
+    channels: Option<Vec<ChannelNumber>>,
+    user: Option<Arc<str>>,
+}
+
+impl Revoked {
+    /// Whether it is about that channel.
+    pub fn covers(&self, channel: ChannelNumber) -> bool {
+        self.channels.as_ref().is_none_or(|channels| channels.contains(&channel))
+    }
+
+    /// Whether it is about a stream in that place.
+    pub fn is_of(&self, slot: Option<&Slot>) -> bool {
+        self.user.is_none() || slot.is_some_and(|slot| slot.holder.user == self.user)
+    }
+}
+
 /// What a stream is given first when an outlet takes it over.
 #[derive(Debug)]
 pub enum First {
@@ -198,6 +220,8 @@ struct State {
     names: HashMap<Arc<str>, ChannelKey>,
     /// Those with a name stay; renderings go.
     channels: Slab<Channel>,
+    /// The one by which processes tell each other of clients: heard as long as there are streams.
+    control: Option<ChannelKey>,
 }
 
 #[derive(Debug)]
@@ -238,7 +262,7 @@ struct Aftermath {
     wakes: WakeBatch,
     outlets: SmallVec<[Arc<dyn Outlet>; 2]>,
     discarded: Vec<Arc<Event>>,
-    owners: Vec<Attachment>,
+    leftovers: Vec<Leftover>,
     clients: Vec<Arc<Client>>,
 }
 
@@ -266,6 +290,7 @@ impl Hub {
             sequence: 0,
             names: HashMap::new(),
             channels: Slab::new(),
+            control: None,
         };
         Hub { state: Mutex::new(state), limits, is_the_bus }
     }
@@ -451,7 +476,15 @@ impl Hub {
         let state = lock(&self.state);
         let heard = state.named().filter(|channel| channel.heard);
         let count = |channel: &Channel| channel.clients.len() + channel.sockets();
-        heard.map(|channel| (Arc::clone(&channel.name), count(channel))).collect()
+        let mut heard: Vec<_> =
+            heard.map(|channel| (Arc::clone(&channel.name), count(channel))).collect();
+        if let Some(control) = state.control.map(|key| &state.channels[key])
+            && control.heard
+            && heard.iter().all(|(_, clients)| *clients == 0)
+        {
+            heard.push((Arc::clone(&control.name), 0));
+        }
+        heard
     }
 
     /// Whether no channel that is heard has a client.
@@ -465,8 +498,13 @@ impl Hub {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
         let Some(key) = state.names.get(name).copied() else { return true };
+        let is_control = state.control == Some(key);
+        let retires = if is_control {
+            state.named().all(Channel::is_unused)
+        } else {
+            state.channels[key].is_unused()
+        };
         let channel = &mut state.channels[key];
-        let retires = channel.is_unused();
         if retires {
             channel.heard = false;
             channel.history.restart(channel.newest, &mut discarded);
@@ -494,8 +532,8 @@ impl Hub {
         let mut state = lock(&self.state);
         let retires = state.named().all(Channel::is_unused);
         if retires {
-            for channel in state.named_mut() {
-                channel.heard = false;
+            for (_, channel) in &mut state.channels {
+                channel.heard &= !channel.sources.is_empty();
                 channel.history.restart(channel.newest, &mut discarded);
             }
         }
@@ -517,7 +555,8 @@ impl Hub {
     ) -> Result<Option<Registered>> {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        if channels.iter().any(|key| !state.channels[*key].heard) {
+        let is_deaf = client.kind() == Kind::Stream && !state.hears_control();
+        if is_deaf || channels.iter().any(|key| !state.channels[*key].heard) {
             return Ok(None);
         }
         let registered = state.register(self, client, channels, resume, owner, &mut discarded);
@@ -551,8 +590,8 @@ impl Hub {
         let mut waiting = Vec::new();
         let handed_over = {
             let mut state = lock(&self.state);
-            let (memberships, owner) = client.leave(&mut after.wakes);
-            after.owners.extend(owner);
+            let (memberships, leftover) = client.leave(&mut after.wakes);
+            after.leftovers.push(leftover);
             let mut route = Route { hub: Arc::downgrade(self), channels: SmallVec::new() };
             for Membership { channel: key, place } in &memberships {
                 let channel = &mut state.channels[*key];
@@ -644,6 +683,57 @@ impl Hub {
         self.close_those(is_stream, Reason::Exit);
     }
 
+    /// Passes on to `outlet` what is told on the control channel.
+    pub fn set_control(&self, name: &str, outlet: &Arc<dyn Outlet>) {
+        let key = self.channel(name, CONTROL_HISTORY);
+        let mut state = lock(&self.state);
+        state.control = Some(key);
+        let tap = Tap { outlet: Arc::clone(outlet), sockets: 0 };
+        state.channels[key].taps.push(tap);
+    }
+
+    /// The control channel, which a stream needs to be heard.
+    pub fn control(&self) -> Option<ChannelKey> {
+        lock(&self.state).control
+    }
+
+    /// Whether what is told on the control channel arrives here.
+    pub fn hears_control(&self) -> bool {
+        lock(&self.state).hears_control()
+    }
+
+    /// Disconnects the streams of a channel, or of all, that are a user's, or anybody's; what waits
+    /// for them is not sent. Gives which of an outlet's connections are to go as well. `None` for a
+    /// channel that is not known here.
+    pub fn revoke(&self, channel: Option<&str>, user: Option<Arc<str>>) -> Option<Revoked> {
+        let mut after = Aftermath::default();
+        let revoked = {
+            let mut state = lock(&self.state);
+            let channels = match channel {
+                Some(name) => {
+                    let key = *state.names.get(name)?;
+                    Some(state.with_renderings(key).map(|channel| channel.number).collect())
+                }
+                None => None,
+            };
+            let revoked = Revoked { channels, user };
+            let all = state.channels.iter().map(|(_, channel)| channel);
+            let its = all.filter(|channel| revoked.covers(channel.number));
+            let clients = its.flat_map(|channel| channel.clients.iter().map(|entry| entry.1));
+            let is_it = |client: &&Arc<Client>| {
+                let slot = client.slot();
+                client.kind() == Kind::Stream && revoked.is_of(slot.as_deref())
+            };
+            for client in clients.filter(is_it).cloned().collect::<Vec<Arc<Client>>>() {
+                state.remove(&client, Reason::Revoked, &mut after);
+                after.discarded.extend(drain(&client, |_| false));
+            }
+            revoked
+        };
+        after.settle();
+        Some(revoked)
+    }
+
     fn close_those(&self, which: impl Fn(&Client) -> bool, reason: Reason) {
         let mut after = Aftermath::default();
         {
@@ -696,8 +786,10 @@ impl Hub {
     /// The figures of all channels, in the order of their first mention.
     pub fn all_figures(&self) -> Vec<ChannelFigures> {
         let state = lock(&self.state);
-        let named = state.channels.iter().filter(|(_, channel)| channel.sources.is_empty());
-        named.map(|(key, _)| state.figures(key)).collect()
+        let keys = state.named().filter_map(|channel| state.names.get(&channel.name).copied());
+        let mut keys: Vec<ChannelKey> = keys.collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|key| state.figures(key)).collect()
     }
 }
 
@@ -708,9 +800,9 @@ impl Drop for Hub {
         let mut wakes = WakeBatch::default();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let clients = state.channels.iter().flat_map(|(_, channel)| channel.clients.iter());
-        let owners: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
+        let leftovers: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
         wakes.flush();
-        drop(owners);
+        drop(leftovers);
         for (_, channel) in &state.channels {
             for tap in &channel.taps {
                 tap.outlet.put(Passed::End(channel.number));
@@ -726,13 +818,22 @@ fn is_same(one: &Arc<dyn Outlet>, other: &Arc<dyn Outlet>) -> bool {
 }
 
 impl State {
-    /// All but the renderings.
+    /// Those that users name.
     fn named(&self) -> impl Iterator<Item = &Channel> {
-        self.channels.iter().map(|(_, channel)| channel).filter(|its| its.sources.is_empty())
+        let control = self.control;
+        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        self.channels.iter().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
     }
 
     fn named_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
-        self.channels.iter_mut().map(|(_, channel)| channel).filter(|its| its.sources.is_empty())
+        let control = self.control;
+        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        self.channels.iter_mut().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
+    }
+
+    /// Whether streams hear when they are to be disconnected.
+    fn hears_control(&self) -> bool {
+        self.control.is_none_or(|key| self.channels[key].heard)
     }
 
     /// A channel, and the renderings of it.
@@ -877,7 +978,10 @@ impl State {
     }
 
     fn remove(&mut self, client: &Arc<Client>, reason: Reason, after: &mut Aftermath) -> bool {
-        let (memberships, owner) = client.leave(&mut after.wakes);
+        if let Some(slot) = client.slot() {
+            slot.set_reason(reason);
+        }
+        let (memberships, leftover) = client.leave(&mut after.wakes);
         for Membership { channel, place } in &memberships {
             let channel = &mut self.channels[*channel];
             after.clients.extend(channel.leave(*place));
@@ -886,7 +990,7 @@ impl State {
             }
             channel.idle_since = Instant::now();
         }
-        after.owners.extend(owner);
+        after.leftovers.push(leftover);
         !memberships.is_empty()
     }
 }

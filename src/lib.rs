@@ -21,7 +21,8 @@
 //! | `runtime` | the thread that waits on sockets |
 //! | `process` | what belongs to one process id and not to its forks |
 //! | `offload/` | streams that leave Python: connections that I/O threads write to |
-//! | `clients` | how many streams a process may have, and what they are told at its end |
+//! | `clients` | how many streams there may be, whose they are, what they are told at the end |
+//! | `control` | what one process tells all others about their clients |
 //! | `descriptors` | what is done to descriptors by their number; the only file with unsafe code |
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
@@ -29,6 +30,7 @@
 pub mod bus;
 pub mod clients;
 pub mod coding;
+pub mod control;
 pub mod descriptors;
 pub mod error;
 pub mod event;

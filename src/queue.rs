@@ -11,7 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use smallvec::SmallVec;
 
-use crate::clients::Farewell;
+use crate::clients::{Farewell, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::hub::{ChannelKey, Hub, Membership};
@@ -120,6 +120,16 @@ struct State {
     owner: Option<Attachment>,
     /// For a renderer: where it is announced when it has something.
     desk: Option<Desk>,
+    /// For a stream: its place among those of the process.
+    slot: Option<Arc<Slot>>,
+}
+
+/// What a client that left is let go of with: to be dropped without a lock.
+#[derive(Debug)]
+pub struct Leftover {
+    _owner: Option<Attachment>,
+    _token: Option<Arc<Event>>,
+    _slot: Option<Arc<Slot>>,
 }
 
 /// Where many clients are announced to few readers.
@@ -387,18 +397,25 @@ impl Client {
     }
 
     /// Closes it and gives what the hub and the binding must let go of.
-    pub(crate) fn leave(
-        &self,
-        wakes: &mut WakeBatch,
-    ) -> (SmallVec<[Membership; 1]>, Option<Attachment>) {
+    pub(crate) fn leave(&self, wakes: &mut WakeBatch) -> (SmallVec<[Membership; 1]>, Leftover) {
         let mut state = lock(&self.state);
         state.close(wakes);
-        let memberships = std::mem::take(&mut state.memberships);
-        // Its token has an object of the binding as well.
-        match state.desk.take() {
-            None => (memberships, state.owner.take()),
-            Some(desk) => (memberships, Some(Box::new((state.owner.take(), desk.token)))),
-        }
+        let leftover = Leftover {
+            _owner: state.owner.take(),
+            _token: state.desk.take().map(|desk| desk.token),
+            _slot: state.slot.take(),
+        };
+        (std::mem::take(&mut state.memberships), leftover)
+    }
+
+    /// Gives it its place among the streams of the process, until it leaves.
+    pub fn set_slot(&self, slot: Arc<Slot>) {
+        lock(&self.state).slot = Some(slot);
+    }
+
+    /// Its place among the streams of the process.
+    pub fn slot(&self) -> Option<Arc<Slot>> {
+        lock(&self.state).slot.clone()
     }
 
     /// Whether it is registered with a channel of `hub` that `is_it`.

@@ -11,6 +11,7 @@ from .queue import ClientQueue
 from .stream import EventStream, _Opener
 
 __all__ = [
+    "CONTROL_CHANNEL",
     "HEARTBEAT",
     "REASONS",
     "RESET_EVENT",
@@ -38,10 +39,15 @@ __all__ = [
     "offload_figures",
     "prepare",
     "register",
+    "revocations",
     "unwatch",
+    "watch_streams",
 ]
 
 __version__: Final[str]
+
+CONTROL_CHANNEL: Final[str]
+"""The name of the channel by which processes tell each other of clients."""
 
 HEARTBEAT: Final[bytes]
 """What an idle stream carries: a comment, which browsers do not dispatch."""
@@ -163,7 +169,17 @@ class Queue(Client):
 class Stream(Client):
     """A client whose frames a Python server takes."""
 
-    def __new__(cls, capacity: int, overflow: str, heartbeat: float | None, most: int) -> Self:
+    def __new__(
+        cls,
+        capacity: int,
+        overflow: str,
+        heartbeat: float | None,
+        *,
+        most: tuple[int, int, int] = (0, 0, 0),
+        user: str | None = None,
+        address: str | None = None,
+        channels: str | None = None,
+    ) -> Self:
         """Make one, if the process has less than `most` (0: however many it has).
 
         Raises:
@@ -196,6 +212,10 @@ class Stream(Client):
 
     def _coded(self, frames: bytes) -> bytes:
         """Frames from elsewhere as this stream gives them, in their place."""
+
+    @property
+    def number(self) -> int | None:
+        """What tells the client from all others of the process; None for one that has left."""
 
     def _set_opener(self, opener: _Opener) -> None:
         """Have the first step open the stream by calling `opener`."""
@@ -248,6 +268,11 @@ class Channel:
 
     def number(self) -> int:
         """What tells it from all other channels of the process."""
+
+    def revoke(self, user: str | None) -> None:
+        """Disconnects the streams of this channel, those of `user` alone if one is given; what
+        waits for them is not sent. In this process.
+        """
 
     def listener_count(self) -> int: ...
     def listeners(self) -> list[ClientQueue | EventStream]: ...
@@ -442,6 +467,16 @@ def encode_frame(
     limit: int,
 ) -> bytes:
     """The bytes of an event without an id."""
+
+def revocations() -> int | None:
+    """How often streams of named channels were disconnected here; None while nobody would tell of
+    it.
+    """
+
+def watch_streams(watcher: Queue) -> None:
+    """Puts into `watcher` which streams begin and end, as URL-encoded text; the first watcher
+    holds.
+    """
 
 def figures() -> dict[str, dict[str, Any]]:
     """The figures of every named channel of this process."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from . import _sse_channel, rendering
 from .config import options
+from .control import disconnect, user_key
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .offload import refused
 from .queue import ClientQueue
@@ -69,6 +70,8 @@ class SSEChannel:
                 raise TypeError(f"name must be a str or None, not {type(name).__name__}")
             if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= 255:
                 raise ValueError(f"name must have 1 to 255 bytes, not {name!r}")
+            if name == _sse_channel.CONTROL_CHANNEL:
+                raise ValueError(f"the channel {name!r} is the library's own; choose another name")
         self._capacity = _count(capacity, "capacity", 1)
         history = _count(history, "history", 0)
         if not isinstance(overflow, str):
@@ -225,6 +228,22 @@ class SSEChannel:
         """
         if isinstance(queue, _sse_channel.Client):
             self._core.unlisten(queue)
+
+    def disconnect(self, *, user: object = None) -> None:
+        """End the streams of this channel, in every process: for a right that was taken away.
+
+        See `sse_channel.disconnect`.
+
+        Args:
+            user: those of this user alone.
+
+        Raises:
+            BusError: the bus cannot be reached.
+        """
+        if self.name is None:
+            self._core.revoke(None if user is None else user_key(user))
+        else:
+            disconnect(user=user, channel=self.name)
 
     @property
     def listeners(self) -> Listeners:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
+from .clients import names_of, watch_clients
 from .config import options
 from .event import check_text, encode_frame
 from .rendering import Renderer
@@ -107,12 +108,20 @@ def open_stream(
     initial: Any,
     render: Any = None,
     key: Any = None,
-    most: int = 0,
+    most: tuple[int, int, int] = (0, 0, 0),
+    user: str | None = None,
+    address: str | None = None,
 ) -> EventStream:
     """Make a stream and register it with `channels`, which must be of one bus.
 
+    Args:
+        most: streams of the process, of one user and of one address; 0 for no limit.
+        user: whose it is.
+        address: where it came from.
+
     Raises:
-        queue.Full: the process has `most` streams already, if that is not 0.
+        queue.Full: there are so many already; its argument says of what: ``"full"`` (the process),
+            ``"user"`` or ``"address"``.
     """
     check_text(last_event_id, "last_event_id")
     if render is None and key is not None:
@@ -120,7 +129,15 @@ def open_stream(
     renderer = None if render is None else Renderer(channels, render, key)
     watch_server()
     first = None if initial is None else _first_payload(initial)
-    stream = EventStream(capacity, overflow, heartbeat, most)
+    stream = EventStream(
+        capacity,
+        overflow,
+        heartbeat,
+        most=most,
+        user=user,
+        address=address,
+        channels=names_of(channels) if watch_clients() else None,
+    )
     close_at_exit()
     timeout = options().publish_timeout
     weak = weakref.ref(stream)

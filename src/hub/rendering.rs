@@ -74,7 +74,7 @@ impl Hub {
     ) -> Result<Option<Registered>> {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        if state.rendering(at).is_none() {
+        if state.rendering(at).is_none() || !state.hears_control() {
             return Ok(None);
         }
         let registered = state.register(self, client, &[at.key], resume, owner, &mut discarded);

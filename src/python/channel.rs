@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyWeakrefReference};
 
 use crate::bus::{Bus, Publication};
+use crate::control;
 use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
@@ -18,6 +19,7 @@ use crate::process::{self, Process};
 use crate::python::bus;
 use crate::python::client::{Client, Owner};
 use crate::python::message::utf8;
+use crate::python::queue::Queue;
 use crate::python::stream::Stream;
 use crate::queue::Kind;
 use crate::sync::lock;
@@ -189,6 +191,18 @@ impl Channel {
         Ok(place.hub.number(place.key))
     }
 
+    /// Disconnects the streams of this channel, those of `user` alone if one is given; what
+    /// waits for them is not sent. In this process.
+    fn revoke(&self, py: Python<'_>, user: Option<&Bound<'_, PyString>>) -> PyResult<()> {
+        let place = self.place(py)?;
+        let user = user.map(|user| utf8(user, "the user").map(Arc::from)).transpose()?;
+        let process = Process::current();
+        // A private one has the empty name, in a hub of its own.
+        let name = self.name.clone().unwrap_or_default();
+        py.detach(|| control::revoke(&place.hub, Some(process.offload()), Some(name), user));
+        Ok(())
+    }
+
     fn listener_count(&self, py: Python<'_>) -> PyResult<usize> {
         let place = self.place(py)?;
         Ok(place.hub.client_count(place.key))
@@ -258,9 +272,15 @@ pub fn prepare<'py>(
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let places = places_of(py, &channels)?;
     let Some(Place { bus: Some(bus), .. }) = places.first() else { return Ok(None) };
-    let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
     let timeout = Duration::from_secs_f64(timeout);
+    let keys = heard_by_streams(&places);
     bus::prepare_later(py, bus, &keys, resume_of(last_event_id), timeout)
+}
+
+/// What the bus must hear for a stream of those channels: when it is to be disconnected, too.
+pub fn heard_by_streams(places: &[Place]) -> Vec<ChannelKey> {
+    let control = places.first().and_then(|first| first.hub.control());
+    places.iter().map(|place| place.key).chain(control).collect()
 }
 
 /// Where the channels are, which must be of one hub.
@@ -306,9 +326,10 @@ pub fn register(
     let stream = listener.cast::<Stream>().ok();
     let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
     let timeout = Duration::from_secs_f64(timeout);
+    let heard = if stream.is_some() { heard_by_streams(&places) } else { keys.clone() };
     let registered = loop {
         if let Some(bus) = &first.bus {
-            bus::prepare(py, bus, &keys, resume, timeout)?;
+            bus::prepare(py, bus, &heard, resume, timeout)?;
         }
         let owner = match client.core.kind() {
             Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
@@ -339,6 +360,9 @@ pub fn open(
     stream.get().set_cursor(registered.cursor);
     stream.get().prepend([frame::opening(retry, registered.cursor)]);
     stream.get().prepend(reason.map(frame::reset));
+    if let Some(slot) = client.core.slot() {
+        slot.tell_begin();
+    }
     let process = Process::current();
     process.set_retry(retry);
     if let Some(farewell) = process.farewell() {
@@ -356,6 +380,20 @@ pub fn tell_left(hub: &Arc<Hub>) {
     {
         named.bus.left();
     }
+}
+
+/// How often streams of named channels were disconnected here; None while nobody would tell of it.
+#[pyfunction]
+pub fn revocations() -> Option<u64> {
+    let process = Process::current();
+    let named = process.named()?;
+    named.hub.hears_control().then(|| process.control().map_or(0, |control| control.done()))
+}
+
+/// Puts into `watcher` which streams begin and end, as URL-encoded text; the first watcher holds.
+#[pyfunction]
+pub fn watch_streams(watcher: &Bound<'_, Queue>) {
+    Process::current().admission().watch(&watcher.as_super().get().core);
 }
 
 /// The figures of every named channel of this process.

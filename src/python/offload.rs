@@ -60,7 +60,7 @@ pub fn offload(
         },
         backlog: Backlog { frames, bytes, overflow },
         heartbeat: stream.get().every(),
-        slot: stream.get().slot(),
+        slot: client.core.slot(),
         threads,
     };
     let taken = py.detach(|| process.offload().take(handover))?;

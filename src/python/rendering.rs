@@ -102,6 +102,7 @@ impl Rendering {
         let places = channel::places_of(py, &channels)?;
         let Some(first) = places.first() else { return Ok(()) };
         let keys: Vec<_> = places.iter().map(|place| place.key).collect();
+        let heard = channel::heard_by_streams(&places);
         let core = &slf.as_super().get().core;
         let token = Draft {
             body: None,
@@ -117,7 +118,7 @@ impl Rendering {
         let at = loop {
             if let Some(bus) = &first.bus {
                 let timeout = Duration::from_secs_f64(timeout);
-                bus::prepare(py, bus, &keys, Resume::Fresh, timeout)?;
+                bus::prepare(py, bus, &heard, Resume::Fresh, timeout)?;
             }
             // None: between the two the bus let go of a channel that had no client.
             if let Some(at) = first.hub.begin_rendering(&keys, core, Box::new(()))? {

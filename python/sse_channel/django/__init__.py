@@ -26,16 +26,27 @@ from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..compression import accepts_gzip
 from ..config import options
+from ..control import user_key
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
 from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
+from .identity import address_of, allow_origin, user_of
 
-__all__ = ["EventStreamResponse", "last_event_id_of"]
+__all__ = ["EventStreamResponse", "EventStreamView", "everybody", "last_event_id_of"]
 
 if settings.configured:
     # A mistake in the settings is told when the project starts, not at its first request.
     options()
+
+
+def __getattr__(name: str) -> Any:
+    # It needs this module, and is needed by few.
+    if name in ("EventStreamView", "everybody"):
+        from . import views
+
+        return getattr(views, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -66,6 +77,9 @@ class EventStreamResponse(StreamingHttpResponse):
             history gives it what it missed), any other has its channel's policy.
         compress: whether it is compressed for a client that takes gzip; None for what the option
             `COMPRESS` says. A response with a ``Content-Encoding`` of its own is left as it is.
+        user: whose stream it is, for `disconnect` and `MAX_CLIENTS_PER_USER`: a user of Django, or
+            any text. None: the user that is logged in; in an asynchronous view, if it has asked for
+            that (``await request.auser()``).
         status, headers: as for any response. The stream's own headers can be overridden, except
             for the content type.
 
@@ -87,6 +101,7 @@ class EventStreamResponse(StreamingHttpResponse):
         key: Hashable | None = None,
         overflow: Overflow | None = None,
         compress: bool | None = None,
+        user: object = None,
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -120,10 +135,16 @@ class EventStreamResponse(StreamingHttpResponse):
                     initial=initial,
                     render=render,
                     key=key,
-                    most=options().max_clients,
+                    most=(
+                        options().max_clients,
+                        options().max_clients_per_user,
+                        options().max_clients_per_address,
+                    ),
+                    user=user_of(its_request) if user is None else user_key(user),
+                    address=address_of(its_request),
                 )
-            except queue.Full:
-                refuse("full")
+            except queue.Full as full:
+                refuse(str(full))
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
         self._environ: dict[str, Any] = its_request.META
@@ -145,6 +166,7 @@ class EventStreamResponse(StreamingHttpResponse):
         self.headers.setdefault("Cache-Control", "no-cache, no-transform")
         # nginx passes each frame on at once.
         self.headers.setdefault("X-Accel-Buffering", "no")
+        allow_origin(its_request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
         accepted = request.META.pop("HTTP_ACCEPT_ENCODING", None)
         if options().compress if compress is None else compress:
