@@ -234,6 +234,9 @@ fn count(event: &Event, bytes: usize) {
 impl Stream {
     #[new]
     #[pyo3(signature = (capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None))]
+    #[pyo3(
+        text_signature = "(capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None)"
+    )]
     #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
     fn new(
         py: Python<'_>,

@@ -39,7 +39,7 @@ def address_of(request: HttpRequest) -> str | None:
     if proxies:
         hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
         if len(hops) >= proxies and hops[-proxies].strip():
-            return hops[-proxies].strip()[:64]
+            return str(hops[-proxies]).strip()[:64]
     return str(request.META.get("REMOTE_ADDR") or "") or None
 
 
