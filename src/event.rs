@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use crate::coding::{Blocks, Coding};
 use crate::event_id::EventId;
 use crate::frame::Body;
 use crate::metrics::Counters;
@@ -41,6 +42,8 @@ pub struct Event {
     pub id: Option<EventId>,
     /// The bytes of the wire; empty for an object that has none.
     pub frame: Bytes,
+    /// The frame compressed, made by the first connection that takes it so and shared by all.
+    compressed: OnceLock<Box<Blocks>>,
     /// The message's text.
     pub data: Option<Bytes>,
     /// How to read `data` back.
@@ -68,6 +71,7 @@ impl Event {
         Event {
             id,
             frame,
+            compressed: OnceLock::new(),
             data,
             format: draft.format,
             has_message: draft.has_message,
@@ -81,6 +85,7 @@ impl Event {
         Event {
             id: None,
             frame,
+            compressed: OnceLock::new(),
             data: None,
             format: Format::Text,
             has_message: false,
@@ -89,7 +94,26 @@ impl Event {
         }
     }
 
-    /// Memory that history reckons for it, in bytes.
+    /// The frame compressed. The first call compresses it, and others meanwhile wait: not to be called
+    /// under a lock that many need.
+    pub fn compressed(&self) -> &Blocks {
+        self.compressed.get_or_init(|| Box::new(Blocks::of(&self.frame)))
+    }
+
+    /// Whether it was compressed already.
+    pub fn is_compressed(&self) -> bool {
+        self.compressed.get().is_some()
+    }
+
+    /// The frame's bytes in a coding; the first for a compressed one takes the time to make them.
+    pub fn coded(&self, coding: Coding) -> &[u8] {
+        match coding {
+            Coding::Identity => &self.frame,
+            Coding::Gzip => self.compressed().bytes(),
+        }
+    }
+
+    /// Memory that history reckons for it, in bytes; its compressed form, if it gets one, is not among them.
     pub fn weight(&self) -> usize {
         self.frame.len() + size_of::<Event>()
     }

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `event_id` | ids `ms-n` and the clock that hands them out |
 //! | `frame` | the bytes of an event on the wire, encoded once |
+//! | `coding` | frames compressed, each on its own, and what makes a client's stream of them whole |
 //! | `event` | an event in the forms its clients take |
 //! | `history` | what a channel remembers |
 //! | `queue` | a client: its bounded queue and who waits for it |
@@ -28,6 +29,7 @@
 
 pub mod bus;
 pub mod clients;
+pub mod coding;
 pub mod control;
 pub mod descriptors;
 pub mod error;

@@ -62,7 +62,7 @@ pub struct Counters {
     pub delivered: AtomicU64,
     /// Events that a full queue did not keep.
     pub dropped: AtomicU64,
-    /// Bytes of the frames that servers took.
+    /// Bytes of the frames that servers took, compressed ones as they went out.
     pub bytes: AtomicU64,
     /// Clients gone, by reason.
     disconnected: [AtomicU64; Reason::ALL.len()],

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -380,6 +381,8 @@ class Stream(asyncio.Protocol):
         self.opened_at: float | None = None  # the same of the first bytes
         self.ended_at: float | None = None
         self.parser = EventStreamParser()
+        self.size = 0  # bytes of the body, as they came
+        self.gzip: Any = None  # what decompresses the body, where it is compressed
         self.is_open = loop.create_future()  # done with the first bytes, or the end
         self.is_over = loop.create_future()  # done with the end
         self._request = h11.Request(
@@ -422,6 +425,8 @@ class Stream(asyncio.Protocol):
             if isinstance(part, h11.Response):
                 self.status = part.status_code
                 self.headers = {name.decode(): value.decode() for name, value in part.headers}
+                if self.headers.get("content-encoding") == "gzip":
+                    self.gzip = zlib.decompressobj(zlib.MAX_WBITS + 16)
             elif isinstance(part, h11.Data):
                 self._take(bytes(part.data))
             elif isinstance(part, (h11.EndOfMessage, h11.ConnectionClosed)):
@@ -433,7 +438,8 @@ class Stream(asyncio.Protocol):
         now = time.monotonic()
         if self.opened_at is None:
             self.opened_at = now
-        events = self.parser.feed(chunk)
+        self.size += len(chunk)
+        events = self.parser.feed(chunk if self.gzip is None else self.gzip.decompress(chunk))
         self.times += [now] * len(events)
         self.events += events
         self._open()

@@ -176,6 +176,34 @@ def test_an_event_source_gets_events_with_ids_in_the_order_of_publishing(
     assert errors == []
 
 
+def test_an_event_source_gets_compressed_events_one_by_one(
+    context: BrowserContext, tmp_path: Path, errors: list[str]
+) -> None:
+    with Server("gunicorn-sync", tmp_path, compress=True, retry=100) as server:
+        page = context.new_page()
+        page.goto(f"{server.url}/blank/")
+        with page.expect_response("**/news/events/") as response:
+            page.evaluate(FOLLOW, "/news/events/")
+        assert response.value.all_headers()["content-encoding"] == "gzip"
+        articles = []
+        for number in range(5):
+            # The next is not published before the page has this one.
+            articles.append(server.publish("Short" if number % 2 else "Long and longer " * 10))
+            assert json.loads(received(page, number + 1)[-1][1]) == articles[-1]
+        assert errors == []
+
+        page.evaluate("source.onerror = null")
+        (worker,) = server.workers
+        worker.terminate()
+        worker.wait(30)
+        missed = server.publish("Missed")
+        page.wait_for_function("source.readyState === EventSource.OPEN")
+        then = server.publish("Then")
+        events = received(page, 7)
+        assert [type_ for type_, _, _ in events] == ["message"] * 7
+        assert [json.loads(data) for _, data, _ in events] == [*articles, missed, then]
+
+
 def test_an_event_source_that_was_cut_off_goes_on_where_it_was(
     context: BrowserContext, server: Server
 ) -> None:

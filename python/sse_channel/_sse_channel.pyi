@@ -203,6 +203,16 @@ class Stream(Client):
     def _step(self) -> bytes | Callable[[bool], bytes | Awaitable[bytes]] | None:
         """Without waiting: bytes (b"" for none yet), the first payload's callable, or the end."""
 
+    def _compress(self) -> None:
+        """Have it give a gzip stream: to be called before its first step."""
+
+    @property
+    def _is_compressed(self) -> bool:
+        """Whether it gives a gzip stream."""
+
+    def _coded(self, frames: bytes) -> bytes:
+        """Frames from elsewhere as this stream gives them, in their place."""
+
     @property
     def number(self) -> int | None:
         """What tells the client from all others of the process; None for one that has left."""
@@ -407,10 +417,11 @@ def offload(
 
     The descriptor is duplicated; the number `fd` means what `instead` means from then on, if it is
     not None, so that no two write to the connection. `head` is sent first, then what the stream
-    opens with, then `body`, then events: as chunks of HTTP/1.1 if `chunked`. The stream gives
-    nothing more. Of what the client does not take, `frames` and `bytes` may wait; `policy` says
-    what happens to more, as for a queue. There are `threads` I/O threads at the most: the first
-    begins at the first call of a process, another when each has 1,000 connections.
+    opens with, then `body`, then events: as chunks of HTTP/1.1 if `chunked`, compressed if the
+    stream is. The stream gives nothing more. Of what the client does not take, `frames` and `bytes`
+    may wait; `policy` says what happens to more, as for a queue. There are `threads` I/O threads at
+    the most: the first begins at the first call of a process, another when each has 1,000
+    connections.
 
     Returns:
         False, and nothing was done, for a stream that has ended or given something already.

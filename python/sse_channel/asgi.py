@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from .offload import Backlog, Refused, hand_over
+from .offload import Backlog, Refused, check_coding, hand_over
 from .server_stop import end_streams
 from .stream import EventStream
 
@@ -130,7 +130,7 @@ class Exchange:
             Exception: whatever opening the stream, or its first payload's callable, raises.
         """
         transport = self._cycle.transport
-        connection = self._check(transport)
+        connection = self._check(transport, stream)
         opener = stream._take_opener()
         if opener is not None:
             await opener.open()
@@ -169,12 +169,15 @@ class Exchange:
         transport.pause_reading()
         self._transport = transport
 
-    def _check(self, transport: Any) -> Any:
+    def _check(self, transport: Any, stream: EventStream) -> Any:
         """The transport's socket, if the response can still be taken away."""
         if self._head is None or self._cycle.response_started:
             raise Refused("begun")
-        if any(bytes(name).lower() == b"content-encoding" for name, _ in self._head["headers"]):
-            raise Refused("wrapped")
+        headers = [(bytes(name).lower(), bytes(value)) for name, value in self._head["headers"]]
+        codings = [
+            value.decode("latin-1") for name, value in headers if name == b"content-encoding"
+        ]
+        check_coding(stream, codings)
         if transport.get_extra_info("sslcontext") is not None:
             raise Refused("tls")
         connection = transport.get_extra_info("socket")

@@ -357,8 +357,9 @@ def stats() -> dict[str, Any]:
         ``disconnected``: sums over all named channels. ``channels``: for each name, ``clients`` now
         by kind (``queue``, ``stream``), events ``published`` by this process, ``received`` from the
         bus for its clients (its own too), ``delivered`` (taken by a reader or a server) and
-        ``dropped``, ``bytes`` of the frames taken by servers, clients ``disconnected`` by reason
-        (``closed``, ``overflow``, ``abandoned``, ``exit``), and ``history``: the ``events`` and
+        ``dropped``, ``bytes`` of the frames taken by servers (compressed ones as they went out,
+        without HTTP's chunks), clients ``disconnected`` by reason (``closed``, ``overflow``,
+        ``abandoned``, ``exit``), and ``history``: the ``events`` and
         ``bytes`` of it in this process's memory. Counts run from the start of the process.
     """
     channels = _sse_channel.figures()

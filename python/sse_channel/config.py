@@ -11,6 +11,7 @@ Each option is looked up in this order; the first place that names it wins:
 | ----------------- | ------------- | --------------------------------------------------------- |
 | `BACKLOG_BYTES`   | 1048576       | bytes that may wait for one offloaded client              |
 | `BUS`             | `local://`    | where events are ordered and kept                         |
+| `COMPRESS`        | False         | whether streams are compressed for clients that take gzip |
 | `CORS_ORIGINS`    | ()            | other origins whose pages may open streams                |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
@@ -50,6 +51,7 @@ class Options(NamedTuple):
 
     backlog_bytes: int = 1 << 20
     bus: str = "local://"
+    compress: bool = False
     cors_origins: tuple[str, ...] = ()
     history_age: int = 86400
     history_bytes: int = 64 << 20
@@ -85,6 +87,7 @@ _SMALLEST = {
     "retry": 0,
 }
 _LARGEST = {"io_threads": 256, "proxies": 100, "render_threads": 256}
+_SWITCHES = ("compress", "offload")
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:A-Z]+)(:[0-9]+)?")
 
@@ -98,6 +101,7 @@ def configure(
     *,
     backlog_bytes: int | None = None,
     bus: str | None = None,
+    compress: bool | None = None,
     cors_origins: Sequence[str] | None = None,
     history_age: int | None = None,
     history_bytes: int | None = None,
@@ -122,6 +126,8 @@ def configure(
     Args:
         backlog_bytes: bytes that may wait for one offloaded client that does not read.
         bus: the URL of the bus.
+        compress: whether streams are compressed for clients that take gzip. Not for events that
+            hold a secret beside text that a stranger chose: see docs/compression.md.
         cors_origins: origins (``"https://app.example"``) other than the site's own whose pages may
             open streams, with the user's cookies; ``"*"`` alone for any, without cookies.
         history_age: seconds that an event is kept.
@@ -150,6 +156,7 @@ def configure(
     given = {
         "backlog_bytes": backlog_bytes,
         "bus": bus,
+        "compress": compress,
         "cors_origins": cors_origins,
         "history_age": history_age,
         "history_bytes": history_bytes,
@@ -237,7 +244,7 @@ def _from_text(name: str, text: str, variable: str) -> object:
         return text
     if name == "cors_origins":
         return [origin.strip() for origin in text.split(",") if origin.strip()]
-    if name == "offload":
+    if name in _SWITCHES:
         if text.lower() in ("1", "true", "yes", "on"):
             return True
         if text.lower() in ("0", "false", "no", "off"):
@@ -270,7 +277,7 @@ def _check(name: str, value: object, place: str) -> object:
         if not 0 < value <= 3600:
             raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {value}")
         return float(value)
-    if name == "offload":
+    if name in _SWITCHES:
         if not isinstance(value, bool):
             raise TypeError(f"{place} must be True or False, not {type(value).__name__}")
         return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ __all__ = [
     "COME_BACK_LATER",
     "Backlog",
     "Refused",
+    "check_coding",
     "hand_over",
     "refuse",
     "take_over_wsgi",
@@ -70,7 +71,7 @@ def take_over_wsgi(stream: EventStream, environ: Mapping[str, Any], backlog: Bac
     """
     response = _gunicorns_response(environ)
     connection = response.sock
-    is_chunked = _is_chunked(response)
+    is_chunked = _is_chunked(response, stream)
     _check_connection(connection)
     _read_away(environ)
     opener = stream._take_opener()
@@ -126,8 +127,8 @@ def hand_over(
 ) -> None:
     """Give the extension a duplicate of the connection `fd`, and the stream with it.
 
-    `head` is sent first, then what the stream opens with, then `body`. The number `fd` means what
-    `instead` means from then on.
+    `head` is sent first, then what the stream opens with, then `body`, compressed if the stream is.
+    The number `fd` means what `instead` means from then on.
 
     Raises:
         Refused: nothing was done.
@@ -177,12 +178,17 @@ def _gunicorns_response(environ: Mapping[str, Any]) -> Any:
     raise Refused("server")
 
 
-def _is_chunked(response: Any) -> bool:
+def check_coding(stream: EventStream, codings: Iterable[str]) -> None:
+    """Refuse a response whose ``Content-Encoding`` is not the stream's own: it was compressed."""
+    if [coding.lower() for coding in codings] != ["gzip"] * stream._is_compressed:
+        raise Refused("wrapped")
+
+
+def _is_chunked(response: Any, stream: EventStream) -> bool:
     """Whether the body goes in chunks, or to the end of the connection; refuse any other."""
     if response.headers_sent or response.status is None:
         raise Refused("begun")
-    if any(name.lower() == "content-encoding" for name, _ in response.headers):
-        raise Refused("wrapped")
+    check_coding(stream, (v for k, v in response.headers if k.lower() == "content-encoding"))
     if not response.chunked and (
         response.req.version > (1, 0) or response.response_length is not None
     ):

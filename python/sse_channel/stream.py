@@ -72,11 +72,11 @@ class EventStream(_sse_channel.Stream):
                     # As in a generator: it must not look like the end of the stream.
                     raise RuntimeError(f"initial raised {type(error).__name__}") from error
                 if first:
-                    return first
+                    return self._coded(first)
             elif step:
                 return step
             elif waited:
-                return _sse_channel.HEARTBEAT
+                return self._coded(_sse_channel.HEARTBEAT)
             else:
                 await wait(self, self.heartbeat)
                 waited = True

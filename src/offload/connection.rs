@@ -13,10 +13,11 @@ use smallvec::SmallVec;
 use socket2::SockRef;
 
 use crate::clients::Slot;
+use crate::coding::{Coding, Sum};
 use crate::descriptors::Own;
 use crate::event_id::EventId;
 use crate::metrics::Reason;
-use crate::offload::piece::{Framing, Piece};
+use crate::offload::piece::{Form, Piece};
 use crate::queue::Overflow;
 
 /// Pieces that one vectored write takes.
@@ -83,8 +84,8 @@ pub struct Connection {
     pub route: usize,
     /// See `route`.
     pub place: usize,
-    /// How its body is delimited.
-    pub framing: Framing,
+    /// What its body looks like.
+    pub form: Form,
     /// Milliseconds of idleness after which a heartbeat is sent; 0 for never.
     pub heartbeat: u32,
     /// When it last took bytes, in milliseconds of its shard.
@@ -100,6 +101,8 @@ pub struct Connection {
     bytes: usize,
     /// Bytes that the socket took.
     taken: u64,
+    /// Of the text in pieces that the socket took whole, where it is compressed.
+    sum: Sum,
     /// It waits to be given more of history.
     pub is_queued: bool,
     unread: usize,
@@ -113,7 +116,7 @@ impl Connection {
     /// A connection that has sent nothing.
     pub fn new(
         socket: Own,
-        framing: Framing,
+        form: Form,
         limits: Backlog,
         heartbeat: u32,
         slot: Option<Arc<Slot>>,
@@ -123,7 +126,7 @@ impl Connection {
             phase: Phase::Live(0),
             route: 0,
             place: 0,
-            framing,
+            form,
             heartbeat,
             written_at: 0,
             number: 0,
@@ -133,6 +136,7 @@ impl Connection {
             frames: 0,
             bytes: 0,
             taken: 0,
+            sum: Sum::default(),
             is_queued: false,
             unread: 0,
             is_revoked: false,
@@ -223,7 +227,10 @@ impl Connection {
         let bytes = piece.bytes();
         loop {
             match send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(count) if count == bytes.len() => return Wrote::All,
+                Ok(count) if count == bytes.len() => {
+                    add_up(&mut self.sum, self.form, piece);
+                    return Wrote::All;
+                }
                 Ok(count) => {
                     self.push_live(Arc::clone(piece));
                     self.sent = count;
@@ -277,6 +284,7 @@ impl Connection {
                 self.bytes -= piece.bytes().len();
             }
             piece.count_delivered(1);
+            add_up(&mut self.sum, self.form, piece);
             self.backlog.pop_front();
         }
         if self.backlog.is_empty() {
@@ -284,6 +292,13 @@ impl Connection {
             self.backlog = VecDeque::new();
         }
         self.sent = left;
+    }
+
+    /// What ends the body, after all that waits: of that, nothing may be dropped any more.
+    pub fn end_of_body(&self) -> Piece {
+        let mut sum = self.sum;
+        self.backlog.iter().for_each(|waiting| sum.append(waiting.piece.part()));
+        Piece::end(self.form, sum)
     }
 
     /// Takes what the peer sent, which means nothing; or tells that it is gone.
@@ -318,6 +333,13 @@ impl Connection {
         }
         // It may be gone already.
         let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+/// Counts that a piece went out whole.
+fn add_up(sum: &mut Sum, form: Form, piece: &Piece) {
+    if form.coding == Coding::Gzip {
+        sum.append(piece.part());
     }
 }
 

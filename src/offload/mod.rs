@@ -35,7 +35,7 @@ use piece::Piece;
 use shard::{Inbox, Item, Joining, Shard};
 
 pub use connection::Backlog;
-pub use piece::Framing;
+pub use piece::{Form, Framing};
 
 /// A peer that acknowledges nothing for so long is given up by the kernel.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
@@ -83,10 +83,10 @@ pub struct Handover<'a> {
     pub instead: Option<RawFd>,
     /// The head of the response.
     pub head: &'a [u8],
-    /// The first frames of the body.
+    /// The first frames of the body, as they are before any coding.
     pub body: &'a [u8],
-    /// How the body is delimited.
-    pub framing: Framing,
+    /// What the body looks like.
+    pub form: Form,
     /// What may wait for it.
     pub backlog: Backlog,
     /// The heartbeat.
@@ -206,10 +206,8 @@ fn give(inbox: &Arc<Inbox>, handover: Handover<'_>) -> Result<bool> {
         .heartbeat
         .map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX).max(1));
     let mut connection =
-        Connection::new(socket, handover.framing, handover.backlog, heartbeat, handover.slot);
-    let mut first = handover.head.to_vec();
-    first.extend_from_slice(Piece::plain(Some(handover.framing), handover.body).bytes());
-    connection.push(Arc::new(Piece::plain(None, &first)));
+        Connection::new(socket, handover.form, handover.backlog, heartbeat, handover.slot);
+    connection.push(Arc::new(Piece::first(handover.head, handover.form, handover.body)));
     let outlet: Arc<dyn Outlet> = Arc::clone(inbox) as _;
     let bus = handover.bus;
     let mut connection = Some(connection);

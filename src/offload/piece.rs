@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use smallvec::SmallVec;
 
+use crate::coding::{Blocks, Coding, GZIP_HEADER, Part, Sum, gzip_end};
 use crate::event::Event;
 use crate::metrics::Counters;
 
@@ -20,57 +21,117 @@ pub enum Framing {
     UntilClose,
 }
 
+/// What the body of a connection looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Its delimitation.
+    pub framing: Framing,
+    /// Its content coding.
+    pub coding: Coding,
+}
+
+impl Form {
+    /// All forms, in the order of their `number`.
+    pub const ALL: [Form; 4] = [
+        Form { framing: Framing::Chunked, coding: Coding::Identity },
+        Form { framing: Framing::Chunked, coding: Coding::Gzip },
+        Form { framing: Framing::UntilClose, coding: Coding::Identity },
+        Form { framing: Framing::UntilClose, coding: Coding::Gzip },
+    ];
+
+    /// Its place among `ALL`.
+    pub fn number(self) -> usize {
+        2 * self.framing as usize + self.coding as usize
+    }
+}
+
 /// Whole frames, in the bytes of the connection.
 #[derive(Debug)]
 pub struct Piece {
     bytes: Vec<u8>,
     frames: u32,
+    /// The sum of its text, where it is compressed.
+    part: Part,
     /// What its delivery adds to, with frames and bytes of each channel.
     tallies: SmallVec<[(Arc<Counters>, u32, u32); 1]>,
 }
 
 impl Piece {
-    /// `body` as it is on the wire, counted nowhere. Without `framing` it is that already.
-    pub fn plain(framing: Option<Framing>, body: &[u8]) -> Piece {
-        let mut bytes = Vec::with_capacity(body.len() + 24);
-        match framing {
-            Some(framing) => put(&mut bytes, framing, body.len(), [body]),
-            None => bytes.extend_from_slice(body),
-        }
-        Piece { bytes, frames: 0, tallies: SmallVec::new() }
+    /// `text` as it is on the wire, counted nowhere.
+    pub fn plain(form: Form, text: &[u8]) -> Piece {
+        Piece::behind(&[], form, &[], text)
     }
 
-    /// Pieces of `events`, in their order.
+    /// What a connection begins with: the head of the response, and the first `text` of its body.
+    pub fn first(head: &[u8], form: Form, text: &[u8]) -> Piece {
+        let begin: &[u8] = match form.coding {
+            Coding::Identity => b"",
+            Coding::Gzip => &GZIP_HEADER,
+        };
+        Piece::behind(head, form, begin, text)
+    }
+
+    /// What ends the body of a connection, whose text has this sum.
+    pub fn end(form: Form, sum: Sum) -> Piece {
+        let mut bytes = Vec::new();
+        if form.coding == Coding::Gzip {
+            let end = gzip_end(sum);
+            put(&mut bytes, form.framing, end.len(), [end.as_slice()]);
+        }
+        bytes.extend_from_slice(match form.framing {
+            Framing::Chunked => b"0\r\n\r\n",
+            Framing::UntilClose => b"",
+        });
+        Piece { bytes, frames: 0, part: Part::default(), tallies: SmallVec::new() }
+    }
+
+    /// `text` with `begin` before it in the body, and the body after `head`.
+    fn behind(head: &[u8], form: Form, begin: &[u8], text: &[u8]) -> Piece {
+        let blocks = (form.coding == Coding::Gzip).then(|| Blocks::of(text));
+        let body = blocks.as_ref().map_or(text, Blocks::bytes);
+        let size = begin.len() + body.len();
+        let mut bytes = Vec::with_capacity(head.len() + size + 24);
+        bytes.extend_from_slice(head);
+        put(&mut bytes, form.framing, size, [begin, body]);
+        let part = blocks.map_or_else(Part::default, |blocks| *blocks.part());
+        Piece { bytes, frames: 0, part, tallies: SmallVec::new() }
+    }
+
+    /// Pieces of `events`, in their order. Those that are to be compressed are, if nobody did it yet.
     pub fn of_events<'a>(
-        framing: Framing,
+        form: Form,
         events: impl IntoIterator<Item = &'a Arc<Event>>,
     ) -> SmallVec<[Arc<Piece>; 1]> {
         let mut pieces = SmallVec::new();
         let mut run: SmallVec<[&Event; 4]> = SmallVec::new();
         let mut size = 0;
         for event in events {
-            if !run.is_empty() && size + event.frame.len() > LARGEST {
-                pieces.push(Arc::new(Piece::of_run(framing, &run, size)));
+            let length = event.coded(form.coding).len();
+            if !run.is_empty() && size + length > LARGEST {
+                pieces.push(Arc::new(Piece::of_run(form, &run, size)));
                 run.clear();
                 size = 0;
             }
-            size += event.frame.len();
+            size += length;
             run.push(event);
         }
         if !run.is_empty() {
-            pieces.push(Arc::new(Piece::of_run(framing, &run, size)));
+            pieces.push(Arc::new(Piece::of_run(form, &run, size)));
         }
         pieces
     }
 
-    fn of_run(framing: Framing, run: &[&Event], size: usize) -> Piece {
+    fn of_run(form: Form, run: &[&Event], size: usize) -> Piece {
         let mut bytes = Vec::with_capacity(size + 24);
-        put(&mut bytes, framing, size, run.iter().map(|event| &*event.frame));
-        let mut piece = Piece { bytes, frames: 0, tallies: SmallVec::new() };
+        put(&mut bytes, form.framing, size, run.iter().map(|event| event.coded(form.coding)));
+        let mut piece = Piece { bytes, frames: 0, part: Part::default(), tallies: SmallVec::new() };
         for event in run {
             piece.frames += 1;
+            if form.coding == Coding::Gzip {
+                piece.part.append(event.compressed().part());
+            }
             let Some(counters) = &event.counters else { continue };
-            let length = u32::try_from(event.frame.len()).unwrap_or(u32::MAX);
+            let length = u32::try_from(event.coded(form.coding).len()).unwrap_or(u32::MAX);
             match piece.tallies.iter_mut().find(|tally| Arc::ptr_eq(&tally.0, counters)) {
                 Some((_, frames, bytes)) => {
                     *frames += 1;
@@ -85,6 +146,11 @@ impl Piece {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The sum of its text, where it is compressed.
+    pub fn part(&self) -> &Part {
+        &self.part
     }
 
     /// Frames of events in it.
@@ -105,14 +171,6 @@ impl Piece {
         for (counters, frames, _) in &self.tallies {
             counters.dropped.fetch_add(u64::from(*frames), Relaxed);
         }
-    }
-}
-
-/// What ends a body.
-pub fn end(framing: Framing) -> &'static [u8] {
-    match framing {
-        Framing::Chunked => b"0\r\n\r\n",
-        Framing::UntilClose => b"",
     }
 }
 
@@ -138,9 +196,16 @@ fn put<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+
     use crate::event::{Draft, Format};
     use crate::event_id::EventId;
     use crate::frame::{Body, Fields};
+
+    const CHUNKED: Form = Form::ALL[0];
+    const CHUNKED_GZIP: Form = Form::ALL[1];
+    const RAW: Form = Form::ALL[2];
+    const RAW_GZIP: Form = Form::ALL[3];
 
     fn event(n: u64, text: &str) -> Arc<Event> {
         let fields = Fields { data: Some(text), ..Fields::default() };
@@ -149,32 +214,99 @@ mod tests {
         Arc::new(Event::seal(draft, Some(EventId { ms: 0, n }), Some(Arc::default())))
     }
 
+    /// The text of a whole gzip stream, which must be one.
+    fn unzipped(stream: &[u8]) -> std::io::Result<String> {
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(stream).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    #[test]
+    fn forms_know_their_places() {
+        assert!(Form::ALL.iter().enumerate().all(|(number, form)| form.number() == number));
+    }
+
     #[test]
     fn frames_share_one_chunk_with_its_length_in_front() {
         let events = [event(1, "a"), event(2, "b")];
-        let pieces = Piece::of_events(Framing::Chunked, &events);
+        let pieces = Piece::of_events(CHUNKED, &events);
         assert_eq!(pieces.len(), 1);
         assert_eq!(
             pieces[0].bytes(),
             b"22\r\nid: 0-1\ndata: a\n\nid: 0-2\ndata: b\n\n\r\n".as_slice()
         );
-        let raw = Piece::of_events(Framing::UntilClose, &events);
+        let raw = Piece::of_events(RAW, &events);
         assert_eq!(raw[0].bytes(), b"id: 0-1\ndata: a\n\nid: 0-2\ndata: b\n\n".as_slice());
         assert_eq!(raw[0].frames(), 2);
+        assert!(!events[0].is_compressed());
     }
 
     #[test]
     fn a_long_backlog_is_several_pieces_of_whole_frames() {
         let text = "x".repeat(LARGEST / 3);
         let events: Vec<_> = (0..4).map(|n| event(n, &text)).collect();
-        let pieces = Piece::of_events(Framing::UntilClose, &events);
+        let pieces = Piece::of_events(RAW, &events);
         assert_eq!(pieces.iter().map(|piece| piece.frames()).collect::<Vec<_>>(), [2, 2]);
         assert!(pieces.iter().all(|piece| piece.bytes().ends_with(b"\n\n")));
+        // What counts is what goes out.
+        assert_eq!(Piece::of_events(RAW_GZIP, &events).len(), 1);
     }
 
     #[test]
     fn nothing_is_no_chunk() {
-        assert_eq!(Piece::plain(Some(Framing::Chunked), b"").bytes(), b"");
-        assert_eq!(Piece::of_events(Framing::Chunked, &[]).len(), 0);
+        assert_eq!(Piece::plain(CHUNKED, b"").bytes(), b"");
+        assert_eq!(Piece::plain(CHUNKED_GZIP, b"").bytes(), b"");
+        assert_eq!(Piece::of_events(CHUNKED, &[]).len(), 0);
+    }
+
+    #[test]
+    fn a_compressed_body_is_whole_whichever_pieces_it_has() -> std::io::Result<()> {
+        let events: Vec<_> = (0..4).map(|n| event(n, &"some words, ".repeat(20))).collect();
+        let heartbeat = Arc::new(Piece::plain(RAW_GZIP, b": heartbeat\n\n"));
+        for some in [0..0, 0..1, 1..4, 0..4] {
+            let mut pieces = vec![heartbeat.clone()];
+            pieces.extend(Piece::of_events(RAW_GZIP, &events[some.clone()]));
+            pieces.push(heartbeat.clone());
+            let first = Piece::first(b"head", RAW_GZIP, b"retry: 1\n\n");
+            let (head, body) = first.bytes().split_at(4);
+            assert_eq!(head, b"head");
+            let (mut stream, mut sum) = (body.to_vec(), Sum::default());
+            sum.append(first.part());
+            for piece in pieces {
+                stream.extend_from_slice(piece.bytes());
+                sum.append(piece.part());
+            }
+            stream.extend_from_slice(Piece::end(RAW_GZIP, sum).bytes());
+            let frames = events[some].iter().map(|event| String::from_utf8_lossy(&event.frame));
+            let text = unzipped(&stream)?;
+            let expected = ["retry: 1\n\n: heartbeat\n\n", ": heartbeat\n\n"];
+            assert_eq!(text, [expected[0], &frames.collect::<String>(), expected[1]].concat());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_event_is_compressed_once_for_all_who_take_it_so() {
+        let events = [event(1, &"some words, ".repeat(20))];
+        let pieces = Piece::of_events(CHUNKED_GZIP, &events);
+        assert!(events[0].is_compressed());
+        let made = events[0].compressed().bytes().as_ptr();
+        let framed = events[0].coded(Coding::Gzip);
+        let length = format!("{:x}\r\n", framed.len());
+        assert_eq!(pieces[0].bytes(), [length.as_bytes(), framed, b"\r\n"].concat());
+        assert_eq!(Piece::of_events(RAW_GZIP, &events)[0].bytes(), framed);
+        assert_eq!(events[0].coded(Coding::Gzip).as_ptr(), made);
+
+        pieces[0].count_delivered(3);
+        let bytes = events[0].counters.as_ref().map(|counters| counters.bytes.load(Relaxed));
+        assert_eq!(bytes, Some(3 * framed.len() as u64));
+    }
+
+    #[test]
+    fn the_end_of_a_body_follows_its_form() {
+        assert_eq!(Piece::end(CHUNKED, Sum::default()).bytes(), b"0\r\n\r\n");
+        assert_eq!(Piece::end(RAW, Sum::default()).bytes(), b"");
+        let end = [b"a\r\n\x03\0".as_slice(), &[0; 8], b"\r\n0\r\n\r\n"].concat();
+        assert_eq!(Piece::end(CHUNKED_GZIP, Sum::default()).bytes(), end);
     }
 }

@@ -31,7 +31,7 @@ use crate::history::Gap;
 use crate::hub::{ChannelNumber, First, Outlet, Passed, Revoked, Route};
 use crate::metrics::Reason;
 use crate::offload::connection::{Connection, Phase, Wrote};
-use crate::offload::piece::{self, Framing, Piece};
+use crate::offload::piece::{Form, Piece};
 use crate::sync::lock;
 use crate::wake::Wakeups;
 
@@ -189,7 +189,8 @@ pub struct Shard {
     due: BinaryHeap<Reverse<(u64, usize, u64)>>,
     /// Those that are behind and can be written to.
     behind: VecDeque<(usize, u64)>,
-    heartbeats: [Arc<Piece>; 2],
+    /// For each form.
+    heartbeats: [Arc<Piece>; Form::ALL.len()],
     started: Instant,
     chance: Chance,
     numbers: u64,
@@ -210,7 +211,6 @@ impl Shard {
         let bell = inbox.bell.fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&bell), BELL, Interest::READABLE)?;
         let inherited = [Inherited::new(poll.as_raw_fd()), Inherited::new(bell)];
-        let heartbeat = |framing| Arc::new(Piece::plain(Some(framing), HEARTBEAT));
         Ok(Shard {
             inbox,
             poll,
@@ -221,7 +221,7 @@ impl Shard {
             groups_of: HashMap::new(),
             due: BinaryHeap::new(),
             behind: VecDeque::new(),
-            heartbeats: [heartbeat(Framing::Chunked), heartbeat(Framing::UntilClose)],
+            heartbeats: Form::ALL.map(|form| Arc::new(Piece::plain(form, HEARTBEAT))),
             started: Instant::now(),
             chance: Chance::default(),
             numbers: 0,
@@ -331,7 +331,7 @@ impl Shard {
         connection.phase = match first {
             First::After(cursor) => Phase::Behind { cursor, told: None },
             First::Events(events) => {
-                for piece in Piece::of_events(connection.framing, &events) {
+                for piece in Piece::of_events(connection.form, &events) {
                     connection.push(piece);
                 }
                 Phase::Live(sequence)
@@ -386,7 +386,7 @@ impl Shard {
         for (group, its) in of_groups {
             let Some(group) = self.groups.get(group) else { continue };
             let Some((_, first, _)) = its.first() else { continue };
-            let mut shared = [None, None];
+            let mut shared = [const { None }; Form::ALL.len()];
             for some in group.members.chunks(LOOKAHEAD) {
                 for place in some {
                     // So that memory is on its way for all of them before it is waited for.
@@ -395,16 +395,16 @@ impl Shard {
                 for place in some {
                     let Some(connection) = self.connections.get_mut(*place) else { continue };
                     let Phase::Live(since) = connection.phase else { continue };
-                    let framing = connection.framing;
+                    let form = connection.form;
                     let (own, mut own_done);
                     let (pieces, done) = if since < *first {
-                        let entry = shared[framing as usize].get_or_insert_with(|| {
-                            (Piece::of_events(framing, its.iter().map(|(_, _, event)| event)), 0)
+                        let entry = shared[form.number()].get_or_insert_with(|| {
+                            (Piece::of_events(form, its.iter().map(|(_, _, event)| event)), 0)
                         });
                         (&entry.0, &mut entry.1)
                     } else {
                         let later = its.iter().filter(|(_, sequence, _)| *sequence > since);
-                        own = Piece::of_events(framing, later.map(|(_, _, event)| event));
+                        own = Piece::of_events(form, later.map(|(_, _, event)| event));
                         own_done = 0;
                         (&own, &mut own_done)
                     };
@@ -465,12 +465,11 @@ impl Shard {
             return;
         }
         connection.phase = Phase::Ending;
-        let framing = connection.framing;
         if let Some((_, farewell)) = &self.end {
             let frame = farewell.frame();
-            connection.push(Arc::new(Piece::plain(Some(framing), frame.as_bytes())));
+            connection.push(Arc::new(Piece::plain(connection.form, frame.as_bytes())));
         }
-        connection.push(Arc::new(Piece::plain(None, piece::end(framing))));
+        connection.push(Arc::new(connection.end_of_body()));
         self.go_on(place);
     }
 
@@ -550,9 +549,9 @@ impl Shard {
             let step = hub.read_on(&group.route, cursor, told, STEP);
             if step.lost.is_some() {
                 let reset = frame::reset(Gap::TooOld.reason());
-                connection.push(Arc::new(Piece::plain(Some(connection.framing), &reset)));
+                connection.push(Arc::new(Piece::plain(connection.form, &reset)));
             }
-            for piece in Piece::of_events(connection.framing, &step.events) {
+            for piece in Piece::of_events(connection.form, &step.events) {
                 connection.push(piece);
             }
             connection.phase = match step.live_from {
@@ -598,7 +597,7 @@ impl Shard {
             // Spread, so that clients that all got the same event are not all due at once.
             let patience = (f64::from(interval) * (0.75 + chance / 4.0)) as u64;
             if connection.heartbeat > 0 && connection.is_idle() && idle >= patience {
-                let heartbeat = Arc::clone(&self.heartbeats[connection.framing as usize]);
+                let heartbeat = Arc::clone(&self.heartbeats[connection.form.number()]);
                 match connection.write(&heartbeat) {
                     Wrote::All => connection.written_at = now,
                     Wrote::Blocked => {}

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::descriptors;
-use crate::offload::{Backlog, Framing, Handover};
+use crate::offload::{Backlog, Form, Framing, Handover};
 use crate::process::Process;
 use crate::python::client::overflow;
 use crate::python::stream::Stream;
@@ -54,7 +54,10 @@ pub fn offload(
         instead,
         head,
         body: &first,
-        framing: if chunked { Framing::Chunked } else { Framing::UntilClose },
+        form: Form {
+            framing: if chunked { Framing::Chunked } else { Framing::UntilClose },
+            coding: stream.get().coding(),
+        },
         backlog: Backlog { frames, bytes, overflow },
         heartbeat: stream.get().every(),
         slot: client.core.slot(),

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use crate::clients::{Holder, Most};
+use crate::coding::{Blocks, Coding, GZIP_HEADER, Sum, gzip_end};
 use crate::event::Event;
 use crate::event_id::EventId;
 use crate::frame::HEARTBEAT;
@@ -40,6 +41,16 @@ pub struct Stream {
     /// whether it may wait itself.
     opener: Mutex<Option<Py<PyAny>>>,
     has_opener: AtomicBool,
+    /// Where its gzip stream is, if it is to be one.
+    gzip: Mutex<Option<Gzip>>,
+}
+
+/// How far a gzip stream is.
+#[derive(Default)]
+struct Gzip {
+    is_begun: bool,
+    /// Of the text so far.
+    sum: Sum,
 }
 
 /// What a step begins with.
@@ -81,6 +92,11 @@ impl Stream {
         Some((*self.cursor.get()?, prelude.iter().flatten().copied().collect()))
     }
 
+    /// How its bytes are coded.
+    pub fn coding(&self) -> Coding {
+        if lock(&self.gzip).is_some() { Coding::Gzip } else { Coding::Identity }
+    }
+
     /// It gives nothing more: it is through, or its client was taken over.
     pub fn set_ended(&self) {
         self.ended.store(true, Relaxed);
@@ -97,8 +113,9 @@ impl Stream {
         }
         let prelude = std::mem::take(&mut *lock(&stream.prelude));
         if !prelude.is_empty() {
-            let chunk: Vec<u8> = prelude.iter().flatten().copied().collect();
-            return Step::Chunk(PyBytes::new(py, &chunk));
+            let text: Vec<u8> = prelude.iter().flatten().copied().collect();
+            let is_all = stream.ended.load(Relaxed);
+            return Step::Chunk(stream.coded(py, &text, is_all));
         }
         if stream.ended.load(Relaxed) {
             return Step::End;
@@ -112,30 +129,69 @@ impl Stream {
             Taken::Empty => Step::Idle,
             Taken::Closed => {
                 stream.set_ended();
-                match client.core.farewell() {
-                    Some(farewell) => Step::Chunk(PyBytes::new(py, farewell.frame().as_bytes())),
-                    None => Step::End,
+                let farewell = client.core.farewell().map(|farewell| farewell.frame());
+                if farewell.is_none() && stream.coding() == Coding::Identity {
+                    return Step::End;
                 }
+                Step::Chunk(stream.coded(py, farewell.unwrap_or_default().as_bytes(), true))
             }
+        }
+    }
+
+    /// Frames that are this stream's alone, as they go out; with `is_last`, the end behind them.
+    fn coded<'py>(&self, py: Python<'py>, text: &[u8], is_last: bool) -> Bound<'py, PyBytes> {
+        if self.coding() == Coding::Identity {
+            return PyBytes::new(py, text);
+        }
+        let blocks = py.detach(|| Blocks::of(text));
+        let mut chunk = Vec::with_capacity(blocks.bytes().len() + 20);
+        self.gzip_more(&blocks, &mut chunk);
+        if is_last && let Some(gzip) = &*lock(&self.gzip) {
+            chunk.extend_from_slice(&gzip_end(gzip.sum));
+        }
+        PyBytes::new(py, &chunk)
+    }
+
+    /// Goes on with the gzip stream in `chunk`.
+    fn gzip_more(&self, blocks: &Blocks, chunk: &mut Vec<u8>) {
+        if let Some(gzip) = &mut *lock(&self.gzip) {
+            if !std::mem::replace(&mut gzip.is_begun, true) {
+                chunk.extend_from_slice(&GZIP_HEADER);
+            }
+            gzip.sum.append(blocks.part());
+            chunk.extend_from_slice(blocks.bytes());
         }
     }
 
     /// `first` and what waits behind it, as one object.
     fn chunk<'py>(&self, py: Python<'py>, client: &Client, first: &Event) -> Bound<'py, PyBytes> {
-        count(first);
+        let coding = self.coding();
         let mut size = first.frame.len();
-        if size >= STEP || client.core.is_empty() {
+        if coding == Coding::Identity && (size >= STEP || client.core.is_empty()) {
+            count(first, size);
             return PyBytes::new(py, &first.frame);
         }
-        let more = drain(&client.core, |event| {
-            size += event.frame.len();
-            size >= STEP
-        });
+        let more = if size >= STEP {
+            VecDeque::new()
+        } else {
+            drain(&client.core, |event| {
+                size += event.frame.len();
+                size >= STEP
+            })
+        };
         let mut chunk = Vec::with_capacity(size);
-        chunk.extend_from_slice(&first.frame);
-        for event in more {
-            count(&event);
-            chunk.extend_from_slice(&event.frame);
+        for event in std::iter::once(first).chain(more.iter().map(Arc::as_ref)) {
+            if coding == Coding::Identity {
+                count(event, event.frame.len());
+                chunk.extend_from_slice(&event.frame);
+                continue;
+            }
+            if !event.is_compressed() {
+                // It takes a while, or another thread is at it.
+                py.detach(|| event.compressed());
+            }
+            count(event, event.compressed().bytes().len());
+            self.gzip_more(event.compressed(), &mut chunk);
         }
         PyBytes::new(py, &chunk)
     }
@@ -166,10 +222,11 @@ fn first_payload<'py>(initial: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py,
     Ok(Some(first).filter(|first| !first.as_bytes().is_empty()))
 }
 
-fn count(event: &Event) {
+/// Counts an event that was given as so many bytes.
+fn count(event: &Event, bytes: usize) {
     if let Some(counters) = &event.counters {
         counters.delivered.fetch_add(1, Relaxed);
-        counters.bytes.fetch_add(event.frame.len() as u64, Relaxed);
+        counters.bytes.fetch_add(bytes as u64, Relaxed);
     }
 }
 
@@ -230,6 +287,7 @@ impl Stream {
             ended: AtomicBool::new(farewell.is_some()),
             opener: Mutex::new(None),
             has_opener: AtomicBool::new(false),
+            gzip: Mutex::new(None),
         };
         Ok(PyClassInitializer::from(client).add_subclass(stream))
     }
@@ -261,10 +319,11 @@ impl Stream {
             let stepped = match Stream::step(slf) {
                 Step::Chunk(chunk) => return Ok(Some(chunk)),
                 Step::End => return Ok(None),
-                Step::Initial(initial) => first_payload(initial.bind(py)),
+                Step::Initial(initial) => first_payload(initial.bind(py))
+                    .map(|first| first.map(|first| stream._coded(&first))),
                 Step::Idle => wait::take(py, client, stream.heartbeat).map(|taken| match taken {
                     Taken::Event(event) => Some(stream.chunk(py, client, &event)),
-                    Taken::Empty => Some(PyBytes::new(py, HEARTBEAT)),
+                    Taken::Empty => Some(stream.coded(py, HEARTBEAT, false)),
                     Taken::Closed => None,
                 }),
             };
@@ -291,6 +350,25 @@ impl Stream {
             Step::Idle => Some(PyBytes::new(py, b"").into_any()),
             Step::End => None,
         }
+    }
+
+    /// Have it give a gzip stream; to be called before its first step.
+    fn _compress(&self) {
+        lock(&self.gzip).get_or_insert_default();
+    }
+
+    /// Whether it gives a gzip stream.
+    #[getter]
+    fn _is_compressed(&self) -> bool {
+        self.coding() == Coding::Gzip
+    }
+
+    /// Frames from elsewhere as this stream gives them, in their place.
+    fn _coded<'py>(&self, frames: &Bound<'py, PyBytes>) -> Bound<'py, PyBytes> {
+        if self.coding() == Coding::Identity {
+            return frames.clone();
+        }
+        self.coded(frames.py(), frames.as_bytes(), false)
     }
 
     /// Have the first step open the stream by calling `opener`.

@@ -20,9 +20,11 @@ from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
+from django.utils.cache import patch_vary_headers
 
 from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
+from ..compression import accepts_gzip
 from ..config import options
 from ..control import user_key
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
@@ -73,6 +75,8 @@ class EventStreamResponse(StreamingHttpResponse):
         overflow: what happens to an event for which a client that does not read has no room, as
             for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
             history gives it what it missed), any other has its channel's policy.
+        compress: whether it is compressed for a client that takes gzip; None for what the option
+            `COMPRESS` says. A response with a ``Content-Encoding`` of its own is left as it is.
         user: whose stream it is, for `disconnect` and `MAX_CLIENTS_PER_USER`: a user of Django, or
             any text. None: the user that is logged in; in an asynchronous view, if it has asked for
             that (``await request.auser()``).
@@ -80,7 +84,8 @@ class EventStreamResponse(StreamingHttpResponse):
             for the content type.
 
     Raises:
-        TypeError: no channel, or something that is none; a `render` or `key` that cannot be.
+        TypeError: no channel, or something that is none; a `render` or `key` that cannot be; a
+            `compress` that is no bool.
         ValueError: a `heartbeat` that is not more than 0 seconds, a private channel (one
             without a name) together with others, or a `render` that needs a `key`.
     """
@@ -95,6 +100,7 @@ class EventStreamResponse(StreamingHttpResponse):
         render: Callable[[Any], Any] | None = None,
         key: Hashable | None = None,
         overflow: Overflow | None = None,
+        compress: bool | None = None,
         user: object = None,
         status: int = 200,
         headers: dict[str, str] | None = None,
@@ -109,6 +115,8 @@ class EventStreamResponse(StreamingHttpResponse):
         opened = [_channel(channel) for channel in channels]
         if not opened:
             raise TypeError("EventStreamResponse needs at least one channel after the request")
+        if not isinstance(compress, bool | None):
+            raise TypeError(f"compress must be True, False or None, not {type(compress).__name__}")
         is_asgi = isinstance(its_request, ASGIRequest)
         if callable(initial):
             initial = _without_connections(initial, is_asgi)
@@ -160,7 +168,22 @@ class EventStreamResponse(StreamingHttpResponse):
         self.headers.setdefault("X-Accel-Buffering", "no")
         allow_origin(its_request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
-        request.META.pop("HTTP_ACCEPT_ENCODING", None)
+        accepted = request.META.pop("HTTP_ACCEPT_ENCODING", None)
+        if options().compress if compress is None else compress:
+            self._compress(accepted, is_head=request.method == "HEAD")
+
+    def _compress(self, accept_encoding: str | None, *, is_head: bool) -> None:
+        """Have the stream compressed, if the client takes it so."""
+        # Also for the others: a cache must know what the answer depends on.
+        patch_vary_headers(self, ["Accept-Encoding"])
+        if self.has_header("Content-Encoding") or not accepts_gzip(accept_encoding):
+            return
+        if self._stream is not None:
+            self._stream._compress()
+        elif not is_head:
+            # What a client gets for whom there is no place is too short.
+            return
+        self.headers["Content-Encoding"] = "gzip"
 
     def __iter__(self) -> Iterator[bytes]:
         watch_server()
