@@ -160,7 +160,7 @@
 
   // --- The stream -------------------------------------------------------------------
 
-  const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…" };
+  const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", refused: "Refused" };
   let source = null;
   let isFirstMessage = false;
 
@@ -208,7 +208,7 @@
     };
     opened.onmessage = (event) => receive(JSON.parse(event.data));
     opened.onerror = () => {
-      setState("reconnecting");
+      setState(opened.readyState === SharedEventSource.CLOSED ? "refused" : "reconnecting");
       byId("worker").textContent = "–";
     };
     document.querySelectorAll("[data-last-n]").forEach((element) => {

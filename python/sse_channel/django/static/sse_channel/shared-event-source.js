@@ -15,6 +15,7 @@ const FINAL_STATUSES = [204, 401, 403];
 const LONGEST_CHECK_MS = 5000; // so that the end of a sleep is noticed soon
 const GATHER_MS = 250; // for the other tabs to tell a new holder where they are
 const UNKNOWN_SILENCE_MS = 45_000; // until a heartbeat tells more
+const SHORTEST_RETRY_MS = 500; // after a failure, also where the server says `retry: 0`
 const SHORTEST_SILENCE_MS = 15_000;
 const LOG_EVENTS = 1000;
 const LOG_CHARACTERS = 4_000_000;
@@ -201,7 +202,7 @@ class Connection {
 
   #lose(status, pause) {
     this.#abort = null;
-    const least = Math.max(pause, this.#pause);
+    const least = Math.max(pause, this.#pause, this.#failures > 0 ? SHORTEST_RETRY_MS : 0);
     const most = Math.max(least, this.#options.maxRetry);
     // Never sooner than the server wants, and not all browsers in one instant.
     this.#act(Math.min(least * 2 ** this.#failures++, most) * (1 + Math.random() / 2));
@@ -315,8 +316,9 @@ export class SharedEventSource extends EventTarget {
   #term = 0;
   #isJoined = false; // whether it has had everything since some moment
   #isSettled = false; // whether it takes events of this term
+  #hello = 0; // the number of its newest one: an answer to an older one comes too late
   #unanswered = 0;
-  #origin = "";
+  #origin; // of the stream
   #isOpening = false;
   #memory = new Memory();
   #place = { term: 0, n: 0, id: "" }; // n counts what the term's holder has passed on
@@ -333,6 +335,11 @@ export class SharedEventSource extends EventTarget {
     } catch {
       throw new DOMException(`"${url}" is no URL.`, "SyntaxError");
     }
+    for (const name of ["heartbeatTimeout", "maxRetry", "retry", "takeoverTimeout"]) {
+      if (options[name] !== undefined && !(options[name] > 0)) {
+        throw new TypeError(`${name} must be a number of milliseconds, more than 0`);
+      }
+    }
     this.#options = {
       key: "",
       lastEventIdParameter: "last_event_id",
@@ -344,6 +351,7 @@ export class SharedEventSource extends EventTarget {
       url: address,
       withCredentials: Boolean(options.withCredentials),
     };
+    this.#origin = new URL(address).origin;
     this.#name = `sse_channel 1 ${JSON.stringify([address, this.withCredentials, this.#options.key])}`;
     const { signal } = this.#listening;
     const listen = (target, type, listener) => target?.addEventListener(type, listener, { signal });
@@ -455,7 +463,7 @@ export class SharedEventSource extends EventTarget {
     this.#isSettled = false;
     this.#answers = [];
     this.#become(CONNECTING);
-    const { pending } = await navigator.locks.query();
+    const { pending } = await navigator.locks.query().catch(() => ({ pending: [] }));
     const others = pending.filter(({ name }) => name === this.#name).length;
     if (isOver()) return;
     if (others > 0) {
@@ -539,9 +547,14 @@ export class SharedEventSource extends EventTarget {
   }
 
   #sayWhere(kind, what) {
-    const { replay } = this.#options;
-    const where = { place: this.#place, isJoined: this.#isJoined, isFresh: this.#isFresh, replay };
-    this.#say(kind, { ...where, ...what });
+    this.#say(kind, {
+      hello: (this.#hello += 1),
+      place: this.#place,
+      isJoined: this.#isJoined,
+      isFresh: this.#isFresh,
+      replay: this.#options.replay,
+      ...what,
+    });
   }
 
   /** A tab that is looked at asks its holder for a sign of life, and makes it look at its timers. */
@@ -570,8 +583,12 @@ export class SharedEventSource extends EventTarget {
         this.#gathered?.();
       } else if (this.#connection) {
         this.#connection.wake();
-        const gift = this.#giftFor(message);
-        this.#say("welcome", { to: message.tab, gift, state: this.#state, status: this.#status });
+        this.#say("welcome", {
+          to: [message.tab, message.hello],
+          gift: this.#giftFor(message),
+          state: this.#state,
+          status: this.#status,
+        });
       }
     } else if (kind === "ping") {
       if (!this.#connection) return;
@@ -602,7 +619,9 @@ export class SharedEventSource extends EventTarget {
         this.#place = { term, n: 0, id };
         this.#moveTo(id);
       } else this.#sayWhere("hello");
-    } else if (kind === "welcome" && message.to === this.#tab) {
+    } else if (kind === "welcome") {
+      const [tab, hello] = message.to;
+      if (tab !== this.#tab || hello !== this.#hello) return;
       this.#become(message.state, message.status);
       if (this.#isInside) this.#catchUp(message.gift);
     } else if (kind === "state" && (this.#isSettled || message.state === CLOSED)) {
@@ -654,6 +673,7 @@ export class SharedEventSource extends EventTarget {
       this.dispatchEvent(new Event(state === OPEN ? "open" : "error"));
     }
   }
+
   static {
     for (const [name, value] of Object.entries({ CONNECTING, OPEN, CLOSED })) {
       for (const place of [this, this.prototype]) {
