@@ -541,6 +541,68 @@ def test_a_holder_that_is_put_to_sleep_is_relieved_and_misses_nothing(
     until(lambda: server.clients() == 1, "one stream")
 
 
+def test_a_tab_that_was_let_in_by_nobody_goes_on_where_the_others_are(
+    context: BrowserContext, server: Server, nobody: None
+) -> None:
+    asleep = follow(context, server.url)
+    other = follow(context, server.url)
+    server.publish("Before")
+    headlines(other, 1)
+    process = renderer(asleep)
+    process.suspend()
+    try:
+        server.publish("Meanwhile")
+        # It takes over long before the other tab would, and nobody has told it anything.
+        new = follow(context, server.url, takeoverTimeout=900)
+        assert holder([new, other]) is new
+        for page in (new, other):
+            assert headlines(page, 2) == ["Before", "Meanwhile"]
+    finally:
+        process.resume()
+    server.publish("After")
+    for page in (asleep, other, new):
+        assert headlines(page, 3) == ["Before", "Meanwhile", "After"]
+
+
+# While `deaf`, what other tabs pass on does not arrive.
+DEAFEN = """() => {
+    const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
+    Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+        set(listener) {
+            set.call(this, (event) => {
+                if (!(window.deaf && event.data.kind === "events")) listener(event);
+            });
+        },
+    });
+}"""
+
+
+def test_the_connection_goes_on_for_the_tab_that_is_furthest_behind(
+    context: BrowserContext, server: Server, nobody: None
+) -> None:
+    first, second = (follow(context, server.url) for _ in range(2))
+    behind = follow(context, server.url, before=DEAFEN)
+    pages = [first, second, behind]
+    server.publish("One")
+    for page in pages:
+        headlines(page, 1)
+    behind.evaluate("window.deaf = true")
+    for headline in ("Two", "Three"):
+        server.publish(headline)
+    for page in (first, second):
+        headlines(page, 3)
+    assert headlines(behind, 1) == ["One"]
+    behind.evaluate("window.deaf = false")
+    first.close()
+    server.publish("Four")
+    for page in (second, behind):
+        assert headlines(page, 4) == ["One", "Two", "Three", "Four"]
+    second.wait_for_function("source.isHolder && source.readyState === 1")
+    server.publish("Five")
+    for page in (second, behind):
+        assert headlines(page, 5) == ["One", "Two", "Three", "Four", "Five"]
+
+
 @pytest.fixture
 def restoring(browser: Browser) -> Iterator[BrowserContext]:
     """A context of a browser that keeps pages that were left, to take them back."""
