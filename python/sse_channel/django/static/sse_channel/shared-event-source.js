@@ -95,9 +95,10 @@ class Connection {
   #since = 0; // when something was heard last, or when it began to wait
   #span = 0; // milliseconds from then on until it must act
   #pause; // milliseconds that the server wants between two connections
+  #least = 0; // the same, with what the last answer wanted
   #failures = 0;
   #silence; // milliseconds without a byte after which a connection is dead
-  #isLearning; // how long that is
+  #isLearning; // whether heartbeats tell how long that is
   #heartbeat = 0; // the longest time in milliseconds before a heartbeat
 
   constructor(owner, options, lastEventId) {
@@ -134,7 +135,7 @@ class Connection {
   /** Somebody waits, or the network is back: no longer than the server wants. */
   wake() {
     this.#failures = 0;
-    if (this.#abort === null) this.#span = Math.min(this.#span, this.#pause);
+    if (this.#abort === null) this.#span = Math.min(this.#span, this.#least);
     this.check();
   }
 
@@ -203,6 +204,7 @@ class Connection {
   #lose(status, pause) {
     this.#abort = null;
     const least = Math.max(pause, this.#pause, this.#failures > 0 ? SHORTEST_RETRY_MS : 0);
+    this.#least = least;
     const most = Math.max(least, this.#options.maxRetry);
     // Never sooner than the server wants, and not all browsers in one instant.
     this.#act(Math.min(least * 2 ** this.#failures++, most) * (1 + Math.random() / 2));
