@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub const MAX_TEXT: usize = 41;
 
 /// The position of an event in its bus's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EventId {
     /// Milliseconds since the epoch when the event was ordered.
     pub ms: u64,

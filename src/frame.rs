@@ -154,6 +154,14 @@ pub fn opening(retry: u64, cursor: EventId) -> Bytes {
     Bytes::from(format!("retry: {retry}\nid: {cursor}\n\n"))
 }
 
+/// The event name in a frame, if it has one.
+pub fn event_name(frame: &[u8]) -> Option<&str> {
+    let lines = frame.split(|byte| *byte == b'\n');
+    let mut fields = lines.take_while(|line| !line.starts_with(b"data:"));
+    let name = fields.find_map(|line| line.strip_prefix(b"event: "))?;
+    std::str::from_utf8(name).ok()
+}
+
 /// Tells a client that what it asked to resume from cannot be resumed exactly, and why.
 pub fn reset(reason: &str) -> Bytes {
     Bytes::from(format!("event: {RESET_EVENT}\ndata: {{\"reason\":\"{reason}\"}}\n\n"))

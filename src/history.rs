@@ -93,6 +93,14 @@ impl History {
         self.trim(now, discarded);
     }
 
+    /// Adds an event in its place, which is the newest but for channels whose ids differ.
+    pub fn insert(&mut self, event: &Arc<Event>, now: u64, discarded: &mut Vec<Arc<Event>>) {
+        let at = self.events.partition_point(|known| known.id <= event.id);
+        self.bytes += event.weight();
+        self.events.insert(at, Arc::clone(event));
+        self.trim(now, discarded);
+    }
+
     /// Forgets what is too much or too old at `now`, in milliseconds since the epoch.
     pub fn trim(&mut self, now: u64, discarded: &mut Vec<Arc<Event>>) {
         let oldest_kept = now.saturating_sub(self.limits.age);

@@ -4,6 +4,8 @@
 //! and a client of several channels gets them in one order. Registration takes the same lock,
 //! so that replay and live delivery meet without a gap and without a double.
 
+mod rendering;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,21 +15,26 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::clients::Farewell;
+use crate::clients::{Farewell, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
 use crate::frame::{self, Body};
 use crate::history::{Gap, History, Limits};
 use crate::metrics::{Counters, Reason};
-use crate::queue::{Client, Delivery, Kind, drain};
+use crate::queue::{Client, Delivery, Kind, Leftover, drain};
 use crate::sync::lock;
 use crate::wake::WakeBatch;
+
+pub use rendering::{Missing, Rendered, render};
 
 /// Clients whose memory is fetched before the first of them is written to. Atomic writes wait for
 /// all reads before them, so that without it thousands of clients are thousands of cache misses
 /// one after the other.
 const LOOKAHEAD: usize = 16;
+
+/// Events of the control channel that are remembered: one that was missed is read back.
+const CONTROL_HISTORY: usize = 100;
 
 /// Readers of a burst are woken after so long at the latest.
 const BATCH: Duration = Duration::from_millis(2);
@@ -153,6 +160,25 @@ pub struct Route {
     pub channels: SmallVec<[(ChannelKey, ChannelNumber); 1]>,
 }
 
+/// Which connections of an outlet are to be disconnected.
+#[derive(Debug)]
+pub struct Revoked {
+    channels: Option<Vec<ChannelNumber>>,
+    user: Option<Arc<str>>,
+}
+
+impl Revoked {
+    /// Whether it is about that channel.
+    pub fn covers(&self, channel: ChannelNumber) -> bool {
+        self.channels.as_ref().is_none_or(|channels| channels.contains(&channel))
+    }
+
+    /// Whether it is about a stream in that place.
+    pub fn is_of(&self, slot: Option<&Slot>) -> bool {
+        self.user.is_none() || slot.is_some_and(|slot| slot.holder.user == self.user)
+    }
+}
+
 /// What a stream is given first when an outlet takes it over.
 #[derive(Debug)]
 pub enum First {
@@ -192,7 +218,10 @@ struct State {
     /// Counts what was passed to outlets.
     sequence: u64,
     names: HashMap<Arc<str>, ChannelKey>,
-    channels: Vec<Channel>,
+    /// Those with a name stay; renderings go.
+    channels: Slab<Channel>,
+    /// The one by which processes tell each other of clients: heard as long as there are streams.
+    control: Option<ChannelKey>,
 }
 
 #[derive(Debug)]
@@ -208,9 +237,14 @@ struct Channel {
     number: ChannelNumber,
     clients: Slab<Arc<Client>>,
     streams: usize,
+    /// Those among the clients that make the events of renderings.
+    renderers: usize,
+    /// For a rendering: what it renders.
+    sources: SmallVec<[ChannelKey; 1]>,
     /// The outlets that have connections of it.
     taps: SmallVec<[Tap; 1]>,
-    counters: Arc<Counters>,
+    /// Its own, or those of all that a rendering renders.
+    counters: SmallVec<[Arc<Counters>; 1]>,
     /// Since when it has no client.
     idle_since: Instant,
 }
@@ -228,7 +262,7 @@ struct Aftermath {
     wakes: WakeBatch,
     outlets: SmallVec<[Arc<dyn Outlet>; 2]>,
     discarded: Vec<Arc<Event>>,
-    owners: Vec<Attachment>,
+    leftovers: Vec<Leftover>,
     clients: Vec<Arc<Client>>,
 }
 
@@ -255,7 +289,8 @@ impl Hub {
             clock: IdClock::starting_at(if is_the_bus { now_ms() } else { 0 }),
             sequence: 0,
             names: HashMap::new(),
-            channels: Vec::new(),
+            channels: Slab::new(),
+            control: None,
         };
         Hub { state: Mutex::new(state), limits, is_the_bus }
     }
@@ -279,21 +314,12 @@ impl Hub {
             return key;
         }
         let name: Arc<str> = name.into();
-        let floor = state.clock.last();
-        let key = state.channels.len();
-        state.channels.push(Channel {
-            name: Arc::clone(&name),
-            history: History::new(history, self.limits, floor),
-            newest: floor,
-            heard: self.is_the_bus,
-            read: self.is_the_bus,
-            number: NUMBERS.fetch_add(1, Relaxed),
-            clients: Slab::new(),
-            streams: 0,
-            taps: SmallVec::new(),
-            counters: Arc::default(),
-            idle_since: Instant::now(),
-        });
+        let history = History::new(history, self.limits, state.clock.last());
+        let mut channel = Channel::new(Arc::clone(&name), history);
+        channel.heard = self.is_the_bus;
+        channel.read = self.is_the_bus;
+        channel.counters.push(Arc::default());
+        let key = state.channels.insert(channel);
         state.names.insert(name, key);
         key
     }
@@ -414,7 +440,7 @@ impl Hub {
         let seal = |Arrival { id, body, format, .. }: Arrival| {
             let has_message = body.has_data();
             let draft = Draft { body: Some(body), format, has_message, decoded: None };
-            Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))))
+            Arc::new(Event::seal(draft, Some(id), channel.counters.first().cloned()))
         };
         let events = arrivals.into_iter().map(seal).collect();
         channel.history.prepend(floor, events);
@@ -448,13 +474,22 @@ impl Hub {
     /// The channels that are heard, with how many clients each has.
     pub fn heard(&self) -> Vec<(Arc<str>, usize)> {
         let state = lock(&self.state);
-        let heard = state.channels.iter().filter(|channel| channel.heard);
-        heard.map(|channel| (Arc::clone(&channel.name), channel.client_count())).collect()
+        let heard = state.named().filter(|channel| channel.heard);
+        let count = |channel: &Channel| channel.clients.len() + channel.sockets();
+        let mut heard: Vec<_> =
+            heard.map(|channel| (Arc::clone(&channel.name), count(channel))).collect();
+        if let Some(control) = state.control.map(|key| &state.channels[key])
+            && control.heard
+            && heard.iter().all(|(_, clients)| *clients == 0)
+        {
+            heard.push((Arc::clone(&control.name), 0));
+        }
+        heard
     }
 
     /// Whether no channel that is heard has a client.
     pub fn is_idle(&self) -> bool {
-        lock(&self.state).channels.iter().all(Channel::is_unused)
+        lock(&self.state).named().all(Channel::is_unused)
     }
 
     /// Stops hearing a channel and forgets its history, unless it has clients. Gives whether it
@@ -463,8 +498,13 @@ impl Hub {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
         let Some(key) = state.names.get(name).copied() else { return true };
+        let is_control = state.control == Some(key);
+        let retires = if is_control {
+            state.named().all(Channel::is_unused)
+        } else {
+            state.channels[key].is_unused()
+        };
         let channel = &mut state.channels[key];
-        let retires = channel.is_unused();
         if retires {
             channel.heard = false;
             channel.history.restart(channel.newest, &mut discarded);
@@ -477,7 +517,7 @@ impl Hub {
     pub fn retire_unused(&self, patience: Duration) {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        for channel in state.channels.iter_mut().filter(|channel| channel.heard) {
+        for channel in state.named_mut().filter(|channel| channel.heard) {
             if channel.is_unused() && channel.idle_since.elapsed() >= patience {
                 channel.heard = false;
                 channel.history.restart(channel.newest, &mut discarded);
@@ -490,10 +530,10 @@ impl Hub {
     pub fn retire_all(&self) -> bool {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        let retires = state.channels.iter().all(Channel::is_unused);
+        let retires = state.named().all(Channel::is_unused);
         if retires {
-            for channel in &mut state.channels {
-                channel.heard = false;
+            for (_, channel) in &mut state.channels {
+                channel.heard &= !channel.sources.is_empty();
                 channel.history.restart(channel.newest, &mut discarded);
             }
         }
@@ -515,35 +555,13 @@ impl Hub {
     ) -> Result<Option<Registered>> {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        if channels.iter().any(|key| !state.channels[*key].heard) {
+        let is_deaf = client.kind() == Kind::Stream && !state.hears_control();
+        if is_deaf || channels.iter().any(|key| !state.channels[*key].heard) {
             return Ok(None);
         }
-        for key in channels {
-            state.channels[*key].history.trim(now_ms(), &mut discarded);
-        }
-        let (registered, replay) = state.replay(client.kind(), channels, resume);
-        let mut memberships: SmallVec<[Membership; 1]> = SmallVec::new();
-        for key in channels {
-            if memberships.iter().any(|membership| membership.channel == *key) {
-                continue;
-            }
-            let channel = &mut state.channels[*key];
-            let place = channel.clients.insert(Arc::clone(client));
-            channel.streams += usize::from(client.kind() == Kind::Stream);
-            memberships.push(Membership { channel: *key, place });
-        }
-        if let Err(refused) =
-            client.enter(Arc::downgrade(self), memberships.clone(), owner, &replay)
-        {
-            for Membership { channel, place } in memberships {
-                let channel = &mut state.channels[channel];
-                channel.clients.remove(place);
-                channel.streams -= usize::from(client.kind() == Kind::Stream);
-            }
-            return Err(refused);
-        }
+        let registered = state.register(self, client, channels, resume, owner, &mut discarded);
         drop(state);
-        Ok(Some(registered))
+        registered.map(Some)
     }
 
     /// Ends a client; ending it twice is no error. Gives whether it was registered.
@@ -572,13 +590,12 @@ impl Hub {
         let mut waiting = Vec::new();
         let handed_over = {
             let mut state = lock(&self.state);
-            let (memberships, owner) = client.leave(&mut after.wakes);
-            after.owners.extend(owner);
+            let (memberships, leftover) = client.leave(&mut after.wakes);
+            after.leftovers.push(leftover);
             let mut route = Route { hub: Arc::downgrade(self), channels: SmallVec::new() };
             for Membership { channel: key, place } in &memberships {
                 let channel = &mut state.channels[*key];
-                after.clients.extend(channel.clients.try_remove(*place));
-                channel.streams -= usize::from(client.kind() == Kind::Stream);
+                after.clients.extend(channel.leave(*place));
                 channel.tap(outlet);
                 route.channels.push((*key, channel.number));
             }
@@ -610,8 +627,8 @@ impl Hub {
         count: usize,
     ) -> ReadOn {
         let state = lock(&self.state);
-        let keys = || route.channels.iter().map(|(key, _)| *key);
-        let histories = || keys().map(|key| &state.channels[key].history);
+        let channels = || route.channels.iter().filter_map(|at| state.channel_of(*at));
+        let histories = || channels().map(|channel| &channel.history);
         // The histories end at different ids: each end is a loss of its own, and is told once.
         let known = told.map_or(cursor, |told| told.max(cursor));
         let lost = histories().map(History::floor).filter(|floor| *floor > known).max();
@@ -631,9 +648,12 @@ impl Hub {
     pub fn let_go(&self, route: &Route, outlet: &Arc<dyn Outlet>, reason: Reason) {
         let mut gone: SmallVec<[Arc<dyn Outlet>; 1]> = SmallVec::new();
         let mut state = lock(&self.state);
-        for (key, _) in &route.channels {
-            let channel = &mut state.channels[*key];
-            channel.counters.count_disconnect(reason);
+        for (key, number) in &route.channels {
+            let Some(channel) = state.channels.get_mut(*key).filter(|it| it.number == *number)
+            else {
+                continue;
+            };
+            channel.count_disconnect(reason);
             channel.idle_since = Instant::now();
             let Some(at) = channel.taps.iter().position(|tap| is_same(&tap.outlet, outlet)) else {
                 continue;
@@ -663,11 +683,62 @@ impl Hub {
         self.close_those(is_stream, Reason::Exit);
     }
 
+    /// Passes on to `outlet` what is told on the control channel.
+    pub fn set_control(&self, name: &str, outlet: &Arc<dyn Outlet>) {
+        let key = self.channel(name, CONTROL_HISTORY);
+        let mut state = lock(&self.state);
+        state.control = Some(key);
+        let tap = Tap { outlet: Arc::clone(outlet), sockets: 0 };
+        state.channels[key].taps.push(tap);
+    }
+
+    /// The control channel, which a stream needs to be heard.
+    pub fn control(&self) -> Option<ChannelKey> {
+        lock(&self.state).control
+    }
+
+    /// Whether what is told on the control channel arrives here.
+    pub fn hears_control(&self) -> bool {
+        lock(&self.state).hears_control()
+    }
+
+    /// Disconnects the streams of a channel, or of all, that are a user's, or anybody's; what waits
+    /// for them is not sent. Gives which of an outlet's connections are to go as well. `None` for a
+    /// channel that is not known here.
+    pub fn revoke(&self, channel: Option<&str>, user: Option<Arc<str>>) -> Option<Revoked> {
+        let mut after = Aftermath::default();
+        let revoked = {
+            let mut state = lock(&self.state);
+            let channels = match channel {
+                Some(name) => {
+                    let key = *state.names.get(name)?;
+                    Some(state.with_renderings(key).map(|channel| channel.number).collect())
+                }
+                None => None,
+            };
+            let revoked = Revoked { channels, user };
+            let all = state.channels.iter().map(|(_, channel)| channel);
+            let its = all.filter(|channel| revoked.covers(channel.number));
+            let clients = its.flat_map(|channel| channel.clients.iter().map(|entry| entry.1));
+            let is_it = |client: &&Arc<Client>| {
+                let slot = client.slot();
+                client.kind() == Kind::Stream && revoked.is_of(slot.as_deref())
+            };
+            for client in clients.filter(is_it).cloned().collect::<Vec<Arc<Client>>>() {
+                state.remove(&client, Reason::Revoked, &mut after);
+                after.discarded.extend(drain(&client, |_| false));
+            }
+            revoked
+        };
+        after.settle();
+        Some(revoked)
+    }
+
     fn close_those(&self, which: impl Fn(&Client) -> bool, reason: Reason) {
         let mut after = Aftermath::default();
         {
             let mut state = lock(&self.state);
-            let all = state.channels.iter().flat_map(|channel| channel.clients.iter());
+            let all = state.channels.iter().flat_map(|(_, channel)| channel.clients.iter());
             let those = all.map(|(_, client)| client).filter(|client| which(client));
             for client in those.cloned().collect::<Vec<Arc<Client>>>() {
                 state.remove(&client, reason, &mut after);
@@ -676,34 +747,49 @@ impl Hub {
         after.settle();
     }
 
-    /// The clients of a channel now.
+    /// The clients of a channel now, those of its renderings too.
     pub fn clients(&self, channel: ChannelKey) -> Vec<Arc<Client>> {
-        lock(&self.state).channels[channel].clients.iter().map(|entry| entry.1.clone()).collect()
+        let state = lock(&self.state);
+        let all = state.with_renderings(channel).flat_map(|channel| channel.clients.iter());
+        all.map(|entry| entry.1).filter(|client| client.kind() != Kind::Renderer).cloned().collect()
     }
 
     /// The counters of a channel.
-    pub fn counters(&self, channel: ChannelKey) -> Arc<Counters> {
-        Arc::clone(&lock(&self.state).channels[channel].counters)
+    pub fn counters(&self, channel: ChannelKey) -> Option<Arc<Counters>> {
+        lock(&self.state).channels[channel].counters.first().cloned()
+    }
+
+    /// What tells a channel from all others of the process.
+    pub fn number(&self, channel: ChannelKey) -> ChannelNumber {
+        lock(&self.state).channels[channel].number
     }
 
     /// How many clients a channel has now.
     pub fn client_count(&self, channel: ChannelKey) -> usize {
-        lock(&self.state).channels[channel].client_count()
+        lock(&self.state).with_renderings(channel).map(Channel::client_count).sum()
     }
 
-    /// Whether `client` is registered with the channel.
+    /// Whether `client` is registered with the channel, or a rendering of it.
     pub fn has_client(self: &Arc<Self>, channel: ChannelKey, client: &Arc<Client>) -> bool {
-        client.is_member(self, channel)
+        // A client's own lock comes after the hub's.
+        let state = lock(&self.state);
+        let is_it =
+            |key: ChannelKey| key == channel || state.channels[key].sources.contains(&channel);
+        client.is_member(self, is_it)
     }
 
     /// The figures of one channel.
     pub fn figures(&self, channel: ChannelKey) -> ChannelFigures {
-        lock(&self.state).channels[channel].figures()
+        lock(&self.state).figures(channel)
     }
 
     /// The figures of all channels, in the order of their first mention.
     pub fn all_figures(&self) -> Vec<ChannelFigures> {
-        lock(&self.state).channels.iter().map(Channel::figures).collect()
+        let state = lock(&self.state);
+        let keys = state.named().filter_map(|channel| state.names.get(&channel.name).copied());
+        let mut keys: Vec<ChannelKey> = keys.collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|key| state.figures(key)).collect()
     }
 }
 
@@ -713,11 +799,11 @@ impl Drop for Hub {
     fn drop(&mut self) {
         let mut wakes = WakeBatch::default();
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let clients = state.channels.iter().flat_map(|channel| channel.clients.iter());
-        let owners: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
+        let clients = state.channels.iter().flat_map(|(_, channel)| channel.clients.iter());
+        let leftovers: Vec<_> = clients.map(|(_, client)| client.leave(&mut wakes).1).collect();
         wakes.flush();
-        drop(owners);
-        for channel in &state.channels {
+        drop(leftovers);
+        for (_, channel) in &state.channels {
             for tap in &channel.taps {
                 tap.outlet.put(Passed::End(channel.number));
                 tap.outlet.ring();
@@ -732,6 +818,89 @@ fn is_same(one: &Arc<dyn Outlet>, other: &Arc<dyn Outlet>) -> bool {
 }
 
 impl State {
+    /// Those that users name.
+    fn named(&self) -> impl Iterator<Item = &Channel> {
+        let control = self.control;
+        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        self.channels.iter().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
+    }
+
+    fn named_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
+        let control = self.control;
+        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        self.channels.iter_mut().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
+    }
+
+    /// Whether streams hear when they are to be disconnected.
+    fn hears_control(&self) -> bool {
+        self.control.is_none_or(|key| self.channels[key].heard)
+    }
+
+    /// A channel, and the renderings of it.
+    fn with_renderings(&self, key: ChannelKey) -> impl Iterator<Item = &Channel> {
+        let is_it = move |at: usize, its: &Channel| at == key || its.sources.contains(&key);
+        self.channels.iter().filter(move |(at, its)| is_it(*at, its)).map(|(_, channel)| channel)
+    }
+
+    /// A channel that may be gone.
+    fn channel_of(&self, (key, number): (ChannelKey, ChannelNumber)) -> Option<&Channel> {
+        self.channels.get(key).filter(|channel| channel.number == number)
+    }
+
+    fn figures(&self, key: ChannelKey) -> ChannelFigures {
+        let mut figures = self.channels[key].figures();
+        let renderings = self.with_renderings(key).filter(|its| !its.sources.is_empty());
+        for rendering in renderings.map(Channel::figures) {
+            figures.queues += rendering.queues;
+            figures.streams += rendering.streams;
+            figures.sockets += rendering.sockets;
+        }
+        figures
+    }
+
+    fn register(
+        &mut self,
+        hub: &Arc<Hub>,
+        client: &Arc<Client>,
+        channels: &[ChannelKey],
+        resume: Resume,
+        owner: Attachment,
+        discarded: &mut Vec<Arc<Event>>,
+    ) -> Result<Registered> {
+        for key in channels {
+            self.channels[*key].history.trim(now_ms(), discarded);
+        }
+        let (registered, replay) = self.replay(client.kind(), channels, resume);
+        self.enter(hub, client, channels, owner, &replay)?;
+        Ok(registered)
+    }
+
+    /// Makes `client` one of `channels`, with what it is given first.
+    fn enter(
+        &mut self,
+        hub: &Arc<Hub>,
+        client: &Arc<Client>,
+        channels: &[ChannelKey],
+        owner: Attachment,
+        replay: &[Arc<Event>],
+    ) -> Result<()> {
+        let mut memberships: SmallVec<[Membership; 1]> = SmallVec::new();
+        for key in channels {
+            if memberships.iter().any(|membership| membership.channel == *key) {
+                continue;
+            }
+            let place = self.channels[*key].enter(client);
+            memberships.push(Membership { channel: *key, place });
+        }
+        let entered = client.enter(Arc::downgrade(hub), memberships.clone(), owner, replay);
+        if entered.is_err() {
+            for Membership { channel, place } in memberships {
+                self.channels[channel].leave(place);
+            }
+        }
+        entered
+    }
+
     /// What a client is given first, oldest first, and the position it goes on from.
     fn replay(
         &self,
@@ -779,10 +948,12 @@ impl State {
         after: &mut Aftermath,
     ) {
         let channel = &mut self.channels[key];
-        let event = Arc::new(Event::seal(draft, Some(id), Some(Arc::clone(&channel.counters))));
+        let event = Arc::new(Event::seal(draft, Some(id), channel.counters.first().cloned()));
         channel.newest = id;
         channel.history.push(&event, now, &mut after.discarded);
-        channel.counters.received.fetch_add(1, Relaxed);
+        for counters in &channel.counters {
+            counters.received.fetch_add(1, Relaxed);
+        }
         self.offer(key, &event, after);
     }
 
@@ -807,26 +978,76 @@ impl State {
     }
 
     fn remove(&mut self, client: &Arc<Client>, reason: Reason, after: &mut Aftermath) -> bool {
-        let (memberships, owner) = client.leave(&mut after.wakes);
+        if let Some(slot) = client.slot() {
+            slot.set_reason(reason);
+        }
+        let (memberships, leftover) = client.leave(&mut after.wakes);
         for Membership { channel, place } in &memberships {
             let channel = &mut self.channels[*channel];
-            after.clients.extend(channel.clients.try_remove(*place));
-            channel.streams -= usize::from(client.kind() == Kind::Stream);
-            channel.counters.count_disconnect(reason);
+            after.clients.extend(channel.leave(*place));
+            if client.kind() != Kind::Renderer {
+                channel.count_disconnect(reason);
+            }
             channel.idle_since = Instant::now();
         }
-        after.owners.extend(owner);
+        after.leftovers.push(leftover);
         !memberships.is_empty()
     }
 }
 
 impl Channel {
+    /// One that remembers nothing yet: what comes after the history's beginning is to come.
+    fn new(name: Arc<str>, history: History) -> Channel {
+        Channel {
+            name,
+            newest: history.floor(),
+            history,
+            heard: true,
+            read: true,
+            number: NUMBERS.fetch_add(1, Relaxed),
+            clients: Slab::new(),
+            streams: 0,
+            renderers: 0,
+            sources: SmallVec::new(),
+            taps: SmallVec::new(),
+            counters: SmallVec::new(),
+            idle_since: Instant::now(),
+        }
+    }
+
+    /// Adds a client; gives its place.
+    fn enter(&mut self, client: &Arc<Client>) -> usize {
+        self.count(client.kind(), 1);
+        self.clients.insert(Arc::clone(client))
+    }
+
+    /// Removes the client of that place.
+    fn leave(&mut self, place: usize) -> Option<Arc<Client>> {
+        let client = self.clients.try_remove(place)?;
+        self.count(client.kind(), -1);
+        Some(client)
+    }
+
+    fn count(&mut self, kind: Kind, change: isize) {
+        match kind {
+            Kind::Queue => {}
+            Kind::Stream => self.streams = self.streams.saturating_add_signed(change),
+            Kind::Renderer => self.renderers = self.renderers.saturating_add_signed(change),
+        }
+    }
+
+    fn count_disconnect(&self, reason: Reason) {
+        for counters in &self.counters {
+            counters.count_disconnect(reason);
+        }
+    }
+
     fn sockets(&self) -> usize {
         self.taps.iter().map(|tap| tap.sockets).sum()
     }
 
     fn client_count(&self) -> usize {
-        self.clients.len() + self.sockets()
+        self.clients.len() - self.renderers + self.sockets()
     }
 
     fn is_unused(&self) -> bool {
@@ -870,15 +1091,17 @@ impl Channel {
                 break;
             }
         }
-        self.counters.dropped.fetch_add(dropped, Relaxed);
+        for counters in &self.counters {
+            counters.dropped.fetch_add(dropped, Relaxed);
+        }
         overflowed
     }
 
     fn figures(&self) -> ChannelFigures {
         ChannelFigures {
             name: Arc::clone(&self.name),
-            counters: Arc::clone(&self.counters),
-            queues: self.clients.len() - self.streams,
+            counters: self.counters.first().cloned().unwrap_or_default(),
+            queues: self.clients.len() - self.streams - self.renderers,
             streams: self.streams,
             sockets: self.sockets(),
             history_events: self.history.len(),
@@ -1072,6 +1295,47 @@ mod tests {
         assert_eq!(hub.figures(unused).history_events, 0);
         assert_eq!(hub.figures(used).history_events, 1);
         assert!(join(&hub, &[unused], 9, Resume::Fresh).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_rendering_follows_its_source_and_ends_without_clients() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 9);
+        let earlier = hub.publish(key, draft("0"))?;
+        let renderer = Arc::new(Client::new(Kind::Renderer, 9, Overflow::DropOldest));
+        let begun = hub.begin_rendering(&[key], &renderer, Box::new(()))?;
+        let at = begun.ok_or(Error::Closed)?;
+        let join = |resume| {
+            let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));
+            let registered = hub.register_rendered(&client, at, resume, Box::new(()));
+            registered.map(|registered| registered.map(|done| (client, done)))
+        };
+        let (client, _) = join(Resume::Fresh)?.ok_or(Error::Closed)?;
+        let first = hub.publish(key, draft("1"))?;
+        assert_eq!((hub.client_count(key), hub.figures(key).streams), (1, 1));
+        for event in drain(&renderer, |_| false) {
+            let rendered = Arc::new(render(&event, draft("rendered")));
+            hub.pass_on(at, event.id, Some(&rendered));
+        }
+        assert_eq!(texts(&client), ["rendered"]);
+        assert!(!hub.lacks_rendered(at, first) && hub.lacks_rendered(at, EventId::default()));
+        let missing = hub.missing_rendered(at, EventId::default());
+        assert_eq!(
+            missing.events.iter().map(|event| event.id).collect::<Vec<_>>(),
+            [Some(earlier)]
+        );
+        hub.read_back_rendered(at, missing.floor, missing.events);
+        let (again, registered) = join(Resume::After(missing.floor))?.ok_or(Error::Closed)?;
+        assert_eq!((registered.gap, texts(&again)), (None, vec!["0".into(), "rendered".into()]));
+        assert!(!hub.end_rendering(at, &renderer, Duration::ZERO), "it has clients");
+        for client in [client, again] {
+            hub.unregister(&client, Reason::Closed);
+        }
+        assert!(!hub.end_rendering(at, &renderer, Duration::from_secs(60)), "not for long");
+        assert!(hub.end_rendering(at, &renderer, Duration::ZERO) && renderer.is_closed());
+        assert!(join(Resume::Fresh)?.is_none() && !hub.has_rendered_clients(at));
+        assert_eq!(hub.figures(key).counters.disconnected(Reason::Closed), 2);
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! | `history` | what a channel remembers |
 //! | `queue` | a client: its bounded queue and who waits for it |
 //! | `hub` | channels, their order, registration and fan-out |
+//! | `hub/rendering` | what a channel's events become, once for all clients that share it |
 //! | `wake` | one bell per event loop |
 //! | `timer` | deadlines of all waits, one thread per process |
 //! | `bus/` | what orders, numbers and stores events, and brings them to every process |
@@ -19,13 +20,15 @@
 //! | `runtime` | the thread that waits on sockets |
 //! | `process` | what belongs to one process id and not to its forks |
 //! | `offload/` | streams that leave Python: connections that I/O threads write to |
-//! | `clients` | how many streams a process may have, and what they are told at its end |
+//! | `clients` | how many streams there may be, whose they are, what they are told at the end |
+//! | `control` | what one process tells all others about their clients |
 //! | `descriptors` | what is done to descriptors by their number; the only file with unsafe code |
 //! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
 //! | `python/` | the only files that know Python |
 
 pub mod bus;
 pub mod clients;
+pub mod control;
 pub mod descriptors;
 pub mod error;
 pub mod event;

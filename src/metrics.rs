@@ -19,11 +19,13 @@ pub enum Reason {
     Timeout,
     /// The peer of an offloaded connection sent more than a client of a stream has to say.
     Flood,
+    /// `disconnect`: it has no right to the stream any more.
+    Revoked,
 }
 
 impl Reason {
     /// All reasons, in the order of `Counters::disconnected`.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::Closed,
         Reason::Overflow,
         Reason::Abandoned,
@@ -31,6 +33,7 @@ impl Reason {
         Reason::Left,
         Reason::Timeout,
         Reason::Flood,
+        Reason::Revoked,
     ];
 
     /// The name in `stats()`.
@@ -43,6 +46,7 @@ impl Reason {
             Reason::Left => "left",
             Reason::Timeout => "timeout",
             Reason::Flood => "flood",
+            Reason::Revoked => "revoked",
         }
     }
 }

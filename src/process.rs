@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::bus::{Bus, Settings};
 use crate::clients::{Admission, Farewell};
+use crate::control::Control;
 use crate::error::Result;
 use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
@@ -42,7 +43,9 @@ pub struct Process {
     private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
     runtime: Runtime,
-    offload: Offload,
+    offload: Arc<Offload>,
+    /// Does what other processes tell about clients, once there is a bus.
+    control: OnceLock<Arc<Control>>,
     admission: Admission,
     /// Milliseconds after which clients come back, as they were told last.
     retry: AtomicU64,
@@ -74,7 +77,8 @@ impl Process {
             private: Mutex::default(),
             timer: OnceLock::new(),
             runtime: Runtime::default(),
-            offload: Offload::default(),
+            offload: Arc::default(),
+            control: OnceLock::new(),
             admission: Admission::default(),
             retry: AtomicU64::new(0),
             farewell: Mutex::default(),
@@ -98,7 +102,9 @@ impl Process {
             return Ok(named);
         }
         let named = settings.open(&self.runtime)?;
-        Ok(self.named.get_or_init(|| named))
+        let named = self.named.get_or_init(|| named);
+        self.control.get_or_init(|| Control::install(&named.hub, &self.offload));
+        Ok(named)
     }
 
     /// A hub of its own for a private channel.
@@ -130,6 +136,11 @@ impl Process {
     /// `Io` when the machine gives no thread, `Bus` when the process is ending.
     pub fn runtime(&self) -> Result<tokio::runtime::Handle> {
         self.runtime.handle()
+    }
+
+    /// What does as other processes tell, if there is a bus.
+    pub fn control(&self) -> Option<&Arc<Control>> {
+        self.control.get()
     }
 
     /// The connections of this process that left Python.

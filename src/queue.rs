@@ -11,7 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use smallvec::SmallVec;
 
-use crate::clients::Farewell;
+use crate::clients::{Farewell, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::hub::{ChannelKey, Hub, Membership};
@@ -26,6 +26,8 @@ pub enum Kind {
     Queue,
     /// A server that takes frames.
     Stream,
+    /// What makes the events of a rendering; it is no client that anybody counts.
+    Renderer,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
         match self {
             Kind::Queue => event.has_message,
             Kind::Stream => !event.frame.is_empty(),
+            Kind::Renderer => event.has_message || !event.frame.is_empty(),
         }
     }
 }
@@ -115,6 +118,29 @@ struct State {
     memberships: SmallVec<[Membership; 1]>,
     /// The binding's object for this client, given to who asks for the listeners.
     owner: Option<Attachment>,
+    /// For a renderer: where it is announced when it has something.
+    desk: Option<Desk>,
+    /// For a stream: its place among those of the process.
+    slot: Option<Arc<Slot>>,
+}
+
+/// What a client that left is let go of with: to be dropped without a lock.
+#[derive(Debug)]
+pub struct Leftover {
+    _owner: Option<Attachment>,
+    _token: Option<Arc<Event>>,
+    _slot: Option<Arc<Slot>>,
+}
+
+/// Where many clients are announced to few readers.
+#[derive(Debug)]
+pub struct Desk {
+    /// The readers' queue.
+    pub queue: Arc<Client>,
+    /// What is put there.
+    pub token: Arc<Event>,
+    /// It is there, or with a reader.
+    pub is_announced: bool,
 }
 
 impl Client {
@@ -325,6 +351,27 @@ impl Client {
             let _ = sender.send(Arc::clone(event));
         }
         state.wake_one(wakes);
+        state.announce(wakes);
+    }
+
+    /// From now on it is announced at `desk` when it has something.
+    pub fn set_desk(&self, desk: Desk) {
+        lock(&self.state).desk = Some(desk);
+    }
+
+    /// A reader that was told of it at its desk is done with it for now.
+    pub fn rest(&self) {
+        let mut wakes = WakeBatch::default();
+        {
+            let mut state = lock(&self.state);
+            if let Some(desk) = &mut state.desk {
+                desk.is_announced = false;
+            }
+            if !self.is_empty() {
+                state.announce(&mut wakes);
+            }
+        }
+        wakes.flush();
     }
 
     /// Registers it with a hub: what was missed first, which then is no overflow.
@@ -350,19 +397,31 @@ impl Client {
     }
 
     /// Closes it and gives what the hub and the binding must let go of.
-    pub(crate) fn leave(
-        &self,
-        wakes: &mut WakeBatch,
-    ) -> (SmallVec<[Membership; 1]>, Option<Attachment>) {
+    pub(crate) fn leave(&self, wakes: &mut WakeBatch) -> (SmallVec<[Membership; 1]>, Leftover) {
         let mut state = lock(&self.state);
         state.close(wakes);
-        (std::mem::take(&mut state.memberships), state.owner.take())
+        let leftover = Leftover {
+            _owner: state.owner.take(),
+            _token: state.desk.take().map(|desk| desk.token),
+            _slot: state.slot.take(),
+        };
+        (std::mem::take(&mut state.memberships), leftover)
     }
 
-    /// Whether it is registered with a channel of `hub`.
-    pub fn is_member(&self, hub: &Arc<Hub>, channel: ChannelKey) -> bool {
+    /// Gives it its place among the streams of the process, until it leaves.
+    pub fn set_slot(&self, slot: Arc<Slot>) {
+        lock(&self.state).slot = Some(slot);
+    }
+
+    /// Its place among the streams of the process.
+    pub fn slot(&self) -> Option<Arc<Slot>> {
+        lock(&self.state).slot.clone()
+    }
+
+    /// Whether it is registered with a channel of `hub` that `is_it`.
+    pub fn is_member(&self, hub: &Arc<Hub>, is_it: impl Fn(ChannelKey) -> bool) -> bool {
         let is_its = self.hub.get().is_some_and(|its| std::ptr::eq(its.as_ptr(), &raw const **hub));
-        is_its && lock(&self.state).memberships.iter().any(|its| its.channel == channel)
+        is_its && lock(&self.state).memberships.iter().any(|its| is_it(its.channel))
     }
 }
 
@@ -436,6 +495,14 @@ impl State {
                 wakes.add(waiter);
                 return;
             }
+        }
+    }
+
+    /// Puts its token on the desk, unless it is there or with a reader.
+    fn announce(&mut self, wakes: &mut WakeBatch) {
+        if let Some(desk) = self.desk.as_mut().filter(|desk| !desk.is_announced) {
+            // Refused by readers that have ended: then nobody renders any more.
+            desk.is_announced = desk.queue.put(&desk.token, wakes).is_ok();
         }
     }
 

@@ -1,4 +1,4 @@
-"""Check the example's generator in one process with gevent; run by `test_news_example`.
+"""Check the replaced generator in one process with gevent; run by `test_news_example`.
 
 gevent_news.py (waiting | heartbeat), with the example's directory on the path.
 """
@@ -16,13 +16,13 @@ import gevent  # noqa: E402
 sys.path.insert(0, os.getcwd())
 django.setup()
 
-from news import sse_handlers  # noqa: E402
 from news.sse_utils import sse_channel  # noqa: E402
+from observed import replaced  # noqa: E402
 
 
 def check_waiting() -> None:
     """While the generator waits other greenlets run; what is published then reaches it."""
-    stream = sse_handlers.news_stream()
+    stream = replaced.news_stream()
     next(stream)
     received = []
     waiting = gevent.spawn(lambda: received.append(next(stream)))
@@ -53,8 +53,8 @@ def check_waiting() -> None:
 
 def check_heartbeat() -> None:
     """When nothing is published the generator gives heartbeats, and goes on."""
-    sse_handlers.HEARTBEAT_SECONDS = 0.05
-    stream = sse_handlers.news_stream()
+    replaced.HEARTBEAT_SECONDS = 0.05
+    stream = replaced.news_stream()
     next(stream)
     assert [next(stream), next(stream)] == [":heartbeat\n\n"] * 2
     sse_channel.publish({"id": 1, "headline": "At last"})

@@ -127,7 +127,7 @@ class Server:
     As a context manager it runs inside of the `with`. It can be started again after a `kill`, on
     the same port and with the same database and bus. `bus` is the URL of a bus that others use,
     too; without, it is a local one of its own. `arguments` are the server's, behind those of its
-    kind; `options` the library's.
+    kind; `settings` the project's; `options` the library's.
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class Server:
         *,
         bus: str | None = None,
         arguments: Sequence[str] = (),
+        settings: str = "observed.settings",
         **options: object,
     ) -> None:
         self.kind = kind
@@ -149,7 +150,7 @@ class Server:
         self.database = directory / "news.sqlite3"
         self.environment = {
             **{name: os.environ[name] for name in os.environ if "SSE_CHANNEL" not in name},
-            "DJANGO_SETTINGS_MODULE": "observed.settings",
+            "DJANGO_SETTINGS_MODULE": settings,
             "NEWS_BIND": f"{HOST}:{self.port}",
             "NEWS_DB": str(self.database),
             "PYTHONPATH": os.pathsep.join([str(TESTS), *_python_path()]),
@@ -280,6 +281,10 @@ class Server:
         """How many clients listen in all workers."""
         return sum(sum(figures["clients"].values()) for figures in self.figures().values())
 
+    def queries(self) -> int:
+        """How many queries all workers have sent to the database."""
+        return sum(figures["queries"] for figures in self.figures().values())
+
     def request(
         self,
         method: str,
@@ -287,6 +292,7 @@ class Server:
         body: object = None,
         *,
         within: float = ANSWERS_WITHIN,
+        **headers: str,
     ) -> Answer:
         """The whole answer to a request. A `body` other than bytes goes as JSON."""
         if body is not None and not isinstance(body, bytes):
@@ -294,14 +300,19 @@ class Server:
         deadline = time.monotonic() + within
         connection = http.client.HTTPConnection(HOST, self.port, timeout=within)
         with contextlib.closing(connection):
-            connection.request(method, path, body, {"Connection": "close"})
+            own = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {"Connection": "close", **own})
             with connection.getresponse() as response:
-                headers = {name.lower(): value for name, value in response.getheaders()}
+                # Of several of one name, Set-Cookie for one, all.
+                received = {
+                    name.lower(): ", ".join(response.headers.get_all(name))
+                    for name in response.headers
+                }
                 content = b""
                 while part := response.read1():
                     content += part
                     assert time.monotonic() < deadline, f"not within {within:g} s: all of {path}"
-                return Answer(response.status, headers, content)
+                return Answer(response.status, received, content)
 
     def publish(self, headline: str, **fields: str) -> dict[str, Any]:
         """Submit an article, and return it as the server answered it."""

@@ -68,7 +68,7 @@ def test_a_stream_begins_with_the_newest_article_and_goes_on_with_each_new_one(
         "sources": {"Newsroom": 1, "Final Whistle": 1},
     }
     assert second["article"] == added
-    assert "worker" not in second
+    assert second["worker"] == server.worker.pid
     assert second["statistics"]["total"] == 3
     assert second["statistics"]["categories"] == {"General": 1, "Climate": 1, "Sport": 1}
 

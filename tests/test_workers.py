@@ -217,7 +217,8 @@ def test_the_apps_own_stream_goes_on_after_what_is_no_article(server: Server) ->
         until(lambda: len(stream.events) >= 8, "all of them")
         payloads = [event.json() for event in stream.events]
     assert payloads[0]["worker"] == stream.worker
-    assert payloads[1:7] == [{"announcement": message} for message in others]
+    worker = stream.worker
+    assert payloads[1:7] == [{"announcement": message, "worker": worker} for message in others]
     assert payloads[7]["article"] == article
 
 

@@ -9,7 +9,7 @@ wsgi_app = "news_api.wsgi:application"
 
 bind = os.environ.get("NEWS_BIND", "127.0.0.1:8000")
 
-# A stream occupies its worker thread for as long as it is open; a greenlet costs little.
+# Streams leave any worker; with greenlets, its other requests do not wait for each other.
 worker_class = "gevent"
 
 # An article that one worker publishes reaches the streams of all of them, over the local bus.

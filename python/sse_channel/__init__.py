@@ -14,7 +14,9 @@ from typing import NoReturn
 
 from ._sse_channel import BusError, ChannelClosed, __version__
 from .channel import SSEChannel, sse_channel, stats
+from .clients import ClientInfo, on_client
 from .config import configure
+from .control import disconnect
 from .event import Event
 from .queue import ClientQueue
 from .stream import EventStream
@@ -22,12 +24,15 @@ from .stream import EventStream
 __all__ = [
     "BusError",
     "ChannelClosed",
+    "ClientInfo",
     "ClientQueue",
     "Event",
     "EventStream",
     "SSEChannel",
     "__version__",
     "configure",
+    "disconnect",
+    "on_client",
     "sse_channel",
     "stats",
 ]

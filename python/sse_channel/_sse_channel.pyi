@@ -3,7 +3,7 @@
 from asyncio import Future
 from collections.abc import Awaitable, Callable
 from queue import Empty
-from typing import Any, Final, final
+from typing import Any, Final, Literal, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -11,6 +11,7 @@ from .queue import ClientQueue
 from .stream import EventStream, _Opener
 
 __all__ = [
+    "CONTROL_CHANNEL",
     "HEARTBEAT",
     "REASONS",
     "RESET_EVENT",
@@ -20,6 +21,8 @@ __all__ = [
     "Client",
     "Parking",
     "Queue",
+    "Rendering",
+    "SourceEvent",
     "Stream",
     "__version__",
     "after_fork",
@@ -36,10 +39,15 @@ __all__ = [
     "offload_figures",
     "prepare",
     "register",
+    "revocations",
     "unwatch",
+    "watch_streams",
 ]
 
 __version__: Final[str]
+
+CONTROL_CHANNEL: Final[str]
+"""The name of the channel by which processes tell each other of clients."""
 
 HEARTBEAT: Final[bytes]
 """What an idle stream carries: a comment, which browsers do not dispatch."""
@@ -161,7 +169,17 @@ class Queue(Client):
 class Stream(Client):
     """A client whose frames a Python server takes."""
 
-    def __new__(cls, capacity: int, overflow: str, heartbeat: float | None, most: int) -> Self:
+    def __new__(
+        cls,
+        capacity: int,
+        overflow: str,
+        heartbeat: float | None,
+        *,
+        most: tuple[int, int, int] = (0, 0, 0),
+        user: str | None = None,
+        address: str | None = None,
+        channels: str | None = None,
+    ) -> Self:
         """Make one, if the process has less than `most` (0: however many it has).
 
         Raises:
@@ -184,6 +202,10 @@ class Stream(Client):
 
     def _step(self) -> bytes | Callable[[bool], bytes | Awaitable[bytes]] | None:
         """Without waiting: bytes (b"" for none yet), the first payload's callable, or the end."""
+
+    @property
+    def number(self) -> int | None:
+        """What tells the client from all others of the process; None for one that has left."""
 
     def _set_opener(self, opener: _Opener) -> None:
         """Have the first step open the stream by calling `opener`."""
@@ -234,11 +256,106 @@ class Channel:
         """Send an object without a wire form to queues; None, and nothing sent, if streams are
         open."""
 
+    def number(self) -> int:
+        """What tells it from all other channels of the process."""
+
+    def revoke(self, user: str | None) -> None:
+        """Disconnects the streams of this channel, those of `user` alone if one is given; what
+        waits for them is not sent. In this process.
+        """
+
     def listener_count(self) -> int: ...
     def listeners(self) -> list[ClientQueue | EventStream]: ...
     def has_listener(self, client: Client) -> bool: ...
     def unlisten(self, client: Client) -> bool: ...
     def figures(self) -> dict[str, Any]: ...
+
+@final
+class SourceEvent:
+    """An event of a source, to be rendered."""
+
+    @property
+    def message(self) -> Any:
+        """The message, the same object for every reader of this process."""
+
+    @property
+    def has_message(self) -> bool:
+        """Whether it has one: a comment or a reconnection time alone is passed on as it is."""
+
+    @property
+    def event(self) -> str | None:
+        """The event name."""
+
+    @property
+    def id(self) -> str | None: ...
+
+@disjoint_base
+class Rendering(Client):
+    """What the events of some channels are turned into, for all clients that share it. As a client
+    of those channels it takes their events.
+    """
+
+    def __new__(cls, capacity: int, *_args: object, **_kwargs: object) -> Self: ...
+    def begin(self, channels: list[Channel], desk: Queue, timeout: float) -> None:
+        """Begins: from now on it is put into `desk` when it has something to take."""
+
+    def take(self) -> SourceEvent | None:
+        """The next event of the sources, None when there is none now."""
+
+    def rest(self) -> None:
+        """After all that was taken: it is put into the desk again when there is more."""
+
+    def put(
+        self,
+        source: SourceEvent,
+        data: str | None,
+        *,
+        json: bool,
+        event: str | None,
+        retry: int | None,
+        comment: str | None,
+        limit: int,
+        back: bool,
+    ) -> None:
+        """Gives the clients what became of `source`, under its id. With `back`, it is from before
+        the beginning, and kept until `read_back`.
+        """
+
+    def skip(self, source: SourceEvent, back: bool) -> None:
+        """`source` gives the clients nothing."""
+
+    def pass_on(self, source: SourceEvent, back: bool) -> None:
+        """Gives the clients `source` as it is."""
+
+    def lose(self) -> None:
+        """Tells the clients that events were lost."""
+
+    def lacks(self, last_event_id: str) -> bool:
+        """Whether something must be rendered before a client can resume after `last_event_id`."""
+
+    def missing(
+        self, channels: list[Channel], last_event_id: str, timeout: float
+    ) -> tuple[str, list[SourceEvent]]:
+        """What the sources have after `last_event_id` and from before the beginning, oldest first,
+        and the id that `read_back` is to be given.
+        """
+
+    def read_back(self, floor: str) -> None:
+        """Puts what was kept before all that is there: all that there is after `floor`."""
+
+    def register(
+        self, listener: Stream, last_event_id: str | None, retry: int
+    ) -> Literal[False] | str | None:
+        """Registers a stream. False when the rendering is over; otherwise why the stream does not
+        get exactly what it missed, if so.
+        """
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has clients."""
+
+    def end(self, patience: float) -> bool:
+        """Ends it, if it had no client for `patience` seconds. Gives whether it is over."""
 
 @final
 class Parking:
@@ -339,6 +456,16 @@ def encode_frame(
     limit: int,
 ) -> bytes:
     """The bytes of an event without an id."""
+
+def revocations() -> int | None:
+    """How often streams of named channels were disconnected here; None while nobody would tell of
+    it.
+    """
+
+def watch_streams(watcher: Queue) -> None:
+    """Puts into `watcher` which streams begin and end, as URL-encoded text; the first watcher
+    holds.
+    """
 
 def figures() -> dict[str, dict[str, Any]]:
     """The figures of every named channel of this process."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, overload
 
-from . import _sse_channel
+from . import _sse_channel, rendering
 from .config import options
+from .control import disconnect, user_key
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .offload import refused
 from .queue import ClientQueue
@@ -69,6 +70,8 @@ class SSEChannel:
                 raise TypeError(f"name must be a str or None, not {type(name).__name__}")
             if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= 255:
                 raise ValueError(f"name must have 1 to 255 bytes, not {name!r}")
+            if name == _sse_channel.CONTROL_CHANNEL:
+                raise ValueError(f"the channel {name!r} is the library's own; choose another name")
         self._capacity = _count(capacity, "capacity", 1)
         history = _count(history, "history", 0)
         if not isinstance(overflow, str):
@@ -226,6 +229,22 @@ class SSEChannel:
         if isinstance(queue, _sse_channel.Client):
             self._core.unlisten(queue)
 
+    def disconnect(self, *, user: object = None) -> None:
+        """End the streams of this channel, in every process: for a right that was taken away.
+
+        See `sse_channel.disconnect`.
+
+        Args:
+            user: those of this user alone.
+
+        Raises:
+            BusError: the bus cannot be reached.
+        """
+        if self.name is None:
+            self._core.revoke(None if user is None else user_key(user))
+        else:
+            disconnect(user=user, channel=self.name)
+
     @property
     def listeners(self) -> Listeners:
         """The clients that listen now, as a read-only sequence that follows the changes."""
@@ -237,6 +256,8 @@ class SSEChannel:
         last_event_id: str | None = None,
         heartbeat: float | None = 10.0,
         initial: Any = None,
+        render: Callable[[Any], Any] | None = None,
+        key: Hashable | None = None,
     ) -> EventStream:
         """Open a stream of frames, as bytes for a server, from now on.
 
@@ -250,9 +271,21 @@ class SSEChannel:
                 exactly): a message as for `publish`, or a callable that gives one, called once
                 when the opening has been sent. It may give None for nothing, and may be
                 asynchronous where the stream is iterated so. Events that come meanwhile follow.
+            render: turns a message into what is sent in its place: a message as for `publish`
+                (which keeps the event name of its source), an `Event`, or None for nothing. It is
+                called once for each event and `key`, however many clients there are, in a thread
+                of the process (a greenlet under gevent); in the order of the events, and for what
+                a client missed, too, if nobody in this process has rendered that yet. It may be
+                asynchronous on asyncio. When it raises, the error is logged and counted, and the
+                clients get an ``event: stream-error`` in the event's place.
+            key: which clients share what `render` makes: those that open a stream of the same
+                channels with an equal `key` and the same function. Of a partial, a closure or a
+                method, which may differ from client to client, it must be given.
 
         Raises:
-            TypeError: a `last_event_id` that is no `str`.
+            TypeError: a `last_event_id` that is no `str`; a `render` that cannot be called, a
+                `key` that cannot be hashed, or one without a `render`.
+            ValueError: a partial, a closure or a method as `render` without a `key`.
             TypeError, ValueError: an `initial` message (not a callable) that `publish` would
                 refuse.
             ValueError: a `heartbeat` that is not more than 0 seconds.
@@ -267,6 +300,8 @@ class SSEChannel:
             last_event_id=last_event_id,
             heartbeat=heartbeat,
             initial=initial,
+            render=render,
+            key=key,
         )
 
     def stats(self) -> dict[str, Any]:
@@ -317,6 +352,7 @@ def stats() -> dict[str, Any]:
         ``process``: the process id. ``bus``: its ``url`` (without a password), its ``lag`` (seconds
         between the ordering of the newest event that came from another process and its delivery
         here), publishes ``waiting`` for it, whether it is ``connected``, and its ``reconnects``.
+        ``render``: ``renderings`` now, events ``rendered``, and ``errors`` raised by `render=`.
         ``clients``, ``published``, ``received``, ``delivered``, ``dropped``, ``bytes``,
         ``disconnected``: sums over all named channels. ``channels``: for each name, ``clients`` now
         by kind (``queue``, ``stream``), events ``published`` by this process, ``received`` from the
@@ -337,6 +373,7 @@ def stats() -> dict[str, Any]:
             "reconnects": 0,
         },
         "offload": {**_sse_channel.offload_figures(), "refused": dict(refused)},
+        "render": rendering.figures(),
         "clients": {"queue": 0, "stream": 0, "socket": 0},
         "published": 0,
         "received": 0,

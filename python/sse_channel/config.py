@@ -11,13 +11,18 @@ Each option is looked up in this order; the first place that names it wins:
 | ----------------- | ------------- | --------------------------------------------------------- |
 | `BACKLOG_BYTES`   | 1048576       | bytes that may wait for one offloaded client              |
 | `BUS`             | `local://`    | where events are ordered and kept                         |
+| `CORS_ORIGINS`    | ()            | other origins whose pages may open streams                |
 | `HISTORY_AGE`     | 86400         | seconds that an event is kept for clients that come back  |
 | `HISTORY_BYTES`   | 67108864      | bytes of events kept for each channel                     |
 | `IO_THREADS`      | 2             | threads that write to offloaded clients, at the most      |
 | `MAX_CLIENTS`     | 0             | streams of one process at the most; 0 for no limit        |
+| `MAX_CLIENTS_PER_ADDRESS` | 0     | of them, those of one address; 0 for no limit             |
+| `MAX_CLIENTS_PER_USER` | 0        | of them, those of one user; 0 for no limit                |
 | `MAX_EVENT_BYTES` | 1048576       | largest event on the wire, in bytes; else `ValueError`    |
 | `OFFLOAD`         | True          | whether streams leave Python where they can               |
+| `PROXIES`         | 0             | proxies in front that each add to X-Forwarded-For         |
 | `PUBLISH_TIMEOUT` | 10            | seconds that the bus may take to answer; else `BusError`  |
+| `RENDER_THREADS`  | 4             | threads that call `render=`, at the most                  |
 | `RETRY`           | 3000          | milliseconds after which a browser reconnects             |
 
 `BUS` is `memory://` (this process), `local://` (every process of this project and user on this
@@ -32,6 +37,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import _sse_channel
@@ -44,13 +50,18 @@ class Options(NamedTuple):
 
     backlog_bytes: int = 1 << 20
     bus: str = "local://"
+    cors_origins: tuple[str, ...] = ()
     history_age: int = 86400
     history_bytes: int = 64 << 20
     io_threads: int = 2
     max_clients: int = 0
+    max_clients_per_address: int = 0
+    max_clients_per_user: int = 0
     max_event_bytes: int = 1 << 20
     offload: bool = True
+    proxies: int = 0
     publish_timeout: float = 10.0
+    render_threads: int = 4
     retry: int = 3000
 
 
@@ -66,10 +77,16 @@ _SMALLEST = {
     "history_bytes": 1,
     "io_threads": 1,
     "max_clients": 0,
+    "max_clients_per_address": 0,
+    "max_clients_per_user": 0,
     "max_event_bytes": 1,
+    "proxies": 0,
+    "render_threads": 1,
     "retry": 0,
 }
-_LARGEST = {"io_threads": 256}
+_LARGEST = {"io_threads": 256, "proxies": 100, "render_threads": 256}
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:A-Z]+)(:[0-9]+)?")
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
@@ -81,13 +98,18 @@ def configure(
     *,
     backlog_bytes: int | None = None,
     bus: str | None = None,
+    cors_origins: Sequence[str] | None = None,
     history_age: int | None = None,
     history_bytes: int | None = None,
     io_threads: int | None = None,
     max_clients: int | None = None,
+    max_clients_per_address: int | None = None,
+    max_clients_per_user: int | None = None,
     max_event_bytes: int | None = None,
     offload: bool | None = None,
+    proxies: int | None = None,
     publish_timeout: float | None = None,
+    render_threads: int | None = None,
     retry: int | None = None,
 ) -> None:
     """Set options for this process, above the environment and Django's settings.
@@ -100,15 +122,23 @@ def configure(
     Args:
         backlog_bytes: bytes that may wait for one offloaded client that does not read.
         bus: the URL of the bus.
+        cors_origins: origins (``"https://app.example"``) other than the site's own whose pages may
+            open streams, with the user's cookies; ``"*"`` alone for any, without cookies.
         history_age: seconds that an event is kept.
         history_bytes: bytes of events kept for each channel.
         io_threads: threads that write to offloaded clients, at the most. The first begins with the
             first of them, another when each has 1,000.
         max_clients: streams of this process at the most, 0 for no limit. One more is told to come
             back in 30 seconds.
+        max_clients_per_address: of them, those that come from one address.
+        max_clients_per_user: of them, those of one user.
         max_event_bytes: the largest event on the wire, in bytes.
         offload: whether streams leave Python where they can.
+        proxies: proxies in front of the server, each of which adds the address it sees to
+            ``X-Forwarded-For``. With 0 a client's address is that of the connection.
         publish_timeout: seconds that the bus may take to answer.
+        render_threads: threads that call `render=`, at the most; one more begins with each
+            rendering.
         retry: milliseconds after which a browser reconnects.
 
     Raises:
@@ -120,13 +150,18 @@ def configure(
     given = {
         "backlog_bytes": backlog_bytes,
         "bus": bus,
+        "cors_origins": cors_origins,
         "history_age": history_age,
         "history_bytes": history_bytes,
         "io_threads": io_threads,
         "max_clients": max_clients,
+        "max_clients_per_address": max_clients_per_address,
+        "max_clients_per_user": max_clients_per_user,
         "max_event_bytes": max_event_bytes,
         "offload": offload,
+        "proxies": proxies,
         "publish_timeout": publish_timeout,
+        "render_threads": render_threads,
         "retry": retry,
     }
     checked = {
@@ -200,6 +235,8 @@ def _django_settings() -> dict[str, Any]:
 def _from_text(name: str, text: str, variable: str) -> object:
     if name == "bus":
         return text
+    if name == "cors_origins":
+        return [origin.strip() for origin in text.split(",") if origin.strip()]
     if name == "offload":
         if text.lower() in ("1", "true", "yes", "on"):
             return True
@@ -225,6 +262,8 @@ def _check(name: str, value: object, place: str) -> object:
             shown = re.sub("//.*@", "//***@", value, flags=re.DOTALL)
             raise ValueError(f"{place} is {shown!r}, {problem}")
         return value
+    if name == "cors_origins":
+        return _check_origins(value, place)
     if name == "publish_timeout":
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{place} must be a number of seconds, not {type(value).__name__}")
@@ -242,6 +281,23 @@ def _check(name: str, value: object, place: str) -> object:
     if not _SMALLEST[name] <= value < 1 << 63:
         raise ValueError(f"{place} must be at least {_SMALLEST[name]} and below 2**63, not {value}")
     return value
+
+
+def _check_origins(value: object, place: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
+        raise TypeError(f"{place} must be a list of origins, not {type(value).__name__}")
+    for origin in value:
+        if not isinstance(origin, str):
+            raise TypeError(f"{place} must hold origins as str, not {type(origin).__name__}")
+        # As browsers write it: in lower case, without a path, and without the scheme's own port.
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{place} has {origin!r}, which is no origin; write scheme and host as the browser "
+                'does, such as "https://app.example" or "http://localhost:5173", without a path'
+            )
+    if "*" in value and len(value) > 1:
+        raise ValueError(f'{place} has "*" beside other origins; name either all or some')
+    return tuple(value)
 
 
 def bus_settings() -> tuple[str, str, int, int]:

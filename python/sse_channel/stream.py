@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
+from .clients import names_of, watch_clients
 from .config import options
 from .event import check_text, encode_frame
+from .rendering import Renderer
 from .server_stop import watch_server
 from .waiting import close_at_exit, wait
 
@@ -104,17 +106,38 @@ def open_stream(
     last_event_id: str | None,
     heartbeat: float | None,
     initial: Any,
-    most: int = 0,
+    render: Any = None,
+    key: Any = None,
+    most: tuple[int, int, int] = (0, 0, 0),
+    user: str | None = None,
+    address: str | None = None,
 ) -> EventStream:
     """Make a stream and register it with `channels`, which must be of one bus.
 
+    Args:
+        most: streams of the process, of one user and of one address; 0 for no limit.
+        user: whose it is.
+        address: where it came from.
+
     Raises:
-        queue.Full: the process has `most` streams already, if that is not 0.
+        queue.Full: there are so many already; its argument says of what: ``"full"`` (the process),
+            ``"user"`` or ``"address"``.
     """
     check_text(last_event_id, "last_event_id")
+    if render is None and key is not None:
+        raise TypeError("key= says which clients share what render= makes; give render= as well")
+    renderer = None if render is None else Renderer(channels, render, key)
     watch_server()
     first = None if initial is None else _first_payload(initial)
-    stream = EventStream(capacity, overflow, heartbeat, most)
+    stream = EventStream(
+        capacity,
+        overflow,
+        heartbeat,
+        most=most,
+        user=user,
+        address=address,
+        channels=names_of(channels) if watch_clients() else None,
+    )
     close_at_exit()
     timeout = options().publish_timeout
     weak = weakref.ref(stream)
@@ -123,7 +146,11 @@ def open_stream(
         opened = weak()
         if opened is None or opened.closed:
             return
-        gap = _sse_channel.register(opened, list(channels), last_event_id, options().retry, timeout)
+        retry = options().retry
+        if renderer is None:
+            gap = _sse_channel.register(opened, list(channels), last_event_id, retry, timeout)
+        else:
+            gap = renderer.register(opened, last_event_id, retry, timeout)
         resumed = bool(last_event_id) and gap is None
         if first is not None and not resumed:
             opened._set_initial(first)
@@ -133,7 +160,10 @@ def open_stream(
         pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
         if pending is not None:
             pending.add_done_callback(_look_at)
-            stream._set_opener(_Opener(pending, register))
+        # To render what was missed would hold up the loop as well.
+        renders = renderer is not None and bool(last_event_id)
+        if pending is not None or renders:
+            stream._set_opener(_Opener(pending, register, renders))
             return stream
     register()
     return stream
@@ -148,11 +178,18 @@ def _look_at(pending: asyncio.Future[None]) -> None:
 class _Opener:
     """Opens a stream at its first step, when the bus has prepared it."""
 
-    __slots__ = ("pending", "register")
+    __slots__ = ("pending", "register", "waits")
 
-    def __init__(self, pending: asyncio.Future[None], register: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pending: asyncio.Future[None] | None,
+        register: Callable[[], None],
+        waits: bool,
+    ) -> None:
         self.pending = pending
         self.register = register
+        # Whether `register` takes its time, and needs a thread for it.
+        self.waits = waits
 
     def __call__(self) -> None:
         """Open it from a thread, waiting there."""
@@ -160,8 +197,12 @@ class _Opener:
 
     async def open(self) -> None:
         """Open it on the loop."""
-        await self.pending
-        self.register()
+        if self.pending is not None:
+            await self.pending
+        if self.waits:
+            await asyncio.get_running_loop().run_in_executor(None, self.register)
+        else:
+            self.register()
 
 
 def _first_payload(initial: Any) -> Callable[[bool], bytes | Awaitable[bytes]]:

@@ -103,8 +103,10 @@ pub struct Connection {
     /// It waits to be given more of history.
     pub is_queued: bool,
     unread: usize,
+    /// Why it ends, if it is not the end of all.
+    pub is_revoked: bool,
     /// Given back with the connection.
-    _slot: Option<Arc<Slot>>,
+    slot: Option<Arc<Slot>>,
 }
 
 impl Connection {
@@ -133,13 +135,30 @@ impl Connection {
             taken: 0,
             is_queued: false,
             unread: 0,
-            _slot: slot,
+            is_revoked: false,
+            slot,
         }
     }
 
     /// The socket.
     pub fn socket(&self) -> &Own {
         &self.socket
+    }
+
+    /// Its place among the streams of the process.
+    pub fn slot(&self) -> Option<&Slot> {
+        self.slot.as_deref()
+    }
+
+    /// Drops what waits, but for the rest of what is sent in part.
+    pub fn cut(&mut self) {
+        for Waiting { piece, is_live } in self.backlog.split_off(usize::from(self.sent > 0)) {
+            if is_live {
+                self.frames -= piece.frames() as usize;
+                self.bytes -= piece.bytes().len();
+            }
+            piece.count_dropped();
+        }
     }
 
     /// Whether nothing waits.

@@ -25,7 +25,7 @@ use crate::clients::{Farewell, Slot};
 use crate::descriptors::{self, Own};
 use crate::error::{Error, Result};
 use crate::event_id::EventId;
-use crate::hub::{Hub, Outlet};
+use crate::hub::{Hub, Outlet, Revoked};
 use crate::metrics::Reason;
 use crate::queue::Client;
 use crate::sync::lock;
@@ -163,6 +163,15 @@ impl Offload {
         for (inbox, _) in &running.threads {
             // Refused by a thread that has ended: then there is nothing to end.
             let _ = inbox.push(Item::End { deadline, farewell: Arc::clone(farewell) });
+            inbox.ring();
+        }
+    }
+
+    /// Disconnects those that have no right to their stream any more.
+    pub fn revoke(&self, revoked: &Arc<Revoked>) {
+        for (inbox, _) in &lock(&self.running).threads {
+            // Refused by a thread that has ended: then there is nothing to disconnect.
+            let _ = inbox.push(Item::Revoke(Arc::clone(revoked)));
             inbox.ring();
         }
     }

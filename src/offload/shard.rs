@@ -28,7 +28,7 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::frame::{self, HEARTBEAT};
 use crate::history::Gap;
-use crate::hub::{ChannelNumber, First, Outlet, Passed, Route};
+use crate::hub::{ChannelNumber, First, Outlet, Passed, Revoked, Route};
 use crate::metrics::Reason;
 use crate::offload::connection::{Connection, Phase, Wrote};
 use crate::offload::piece::{self, Framing, Piece};
@@ -74,6 +74,8 @@ pub enum Item {
         /// What clients are told.
         farewell: Arc<Farewell>,
     },
+    /// Some have no right to their stream any more.
+    Revoke(Arc<Revoked>),
 }
 
 /// A connection on its way to its thread.
@@ -302,6 +304,8 @@ impl Shard {
                     events.push((channel, sequence, event));
                 }
                 Item::Passed(Passed::End(channel)) => ended.push(channel),
+                // At once: those that come after it are not meant.
+                Item::Revoke(revoked) => self.revoke(&revoked),
                 Item::End { deadline, farewell } => end = Some((deadline, farewell)),
             }
         }
@@ -427,6 +431,23 @@ impl Shard {
         }
     }
 
+    /// Ends those that are meant; what waits for them is not sent.
+    fn revoke(&mut self, revoked: &Revoked) {
+        let is_it = |connection: &Connection| {
+            let route = self.groups.get(connection.route).map(|group| &group.route.channels);
+            let mut numbers = route.into_iter().flatten().map(|(_, number)| *number);
+            revoked.is_of(connection.slot()) && numbers.any(|number| revoked.covers(number))
+        };
+        let those = self.connections.iter().filter(|(_, connection)| is_it(connection));
+        for place in those.map(|(place, _)| place).collect::<Vec<usize>>() {
+            if let Some(connection) = self.connections.get_mut(place) {
+                connection.is_revoked = true;
+                connection.cut();
+            }
+            self.end_after_what_waits(place);
+        }
+    }
+
     /// A private channel is gone: its connections end after what is left.
     fn end_channel(&mut self, channel: ChannelNumber) {
         let groups = self.groups_of.get(&channel).cloned().unwrap_or_default();
@@ -454,8 +475,13 @@ impl Shard {
     }
 
     /// Why a connection was written to its end.
-    fn ending(&self) -> Reason {
-        if self.end.is_some() { Reason::Exit } else { Reason::Closed }
+    fn ending(&self, place: usize) -> Reason {
+        let is_revoked = self.connections.get(place).is_some_and(|its| its.is_revoked);
+        match self.end {
+            _ if is_revoked => Reason::Revoked,
+            Some(_) => Reason::Exit,
+            None => Reason::Closed,
+        }
     }
 
     // --- Single connections ------------------------------------------------------------------
@@ -464,7 +490,7 @@ impl Shard {
         let Some(connection) = self.connections.get_mut(place) else { return };
         if let Some(reason) = connection.read_away(&mut self.scratch) {
             let is_over = connection.phase == Phase::Lingering;
-            self.remove(place, if is_over { self.ending() } else { reason });
+            self.remove(place, if is_over { self.ending(place) } else { reason });
         } else if is_writable {
             self.go_on(place);
         }
@@ -555,7 +581,7 @@ impl Shard {
                 continue;
             }
             if connection.phase == Phase::Lingering {
-                self.remove(place, self.ending());
+                self.remove(place, self.ending(place));
                 continue;
             }
             if !connection.is_idle() {
@@ -592,6 +618,9 @@ impl Shard {
     fn remove(&mut self, place: usize, reason: Reason) {
         let Some(connection) = self.connections.try_remove(place) else { return };
         // Closing it would do as well, if no forked child had a copy.
+        if let Some(slot) = connection.slot() {
+            slot.set_reason(reason);
+        }
         let fd = connection.socket().as_raw_fd();
         let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         connection.end(matches!(reason, Reason::Overflow | Reason::Timeout | Reason::Flood));

@@ -9,15 +9,17 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyWeakrefReference};
 
 use crate::bus::{Bus, Publication};
+use crate::control;
 use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
-use crate::hub::{ChannelFigures, ChannelKey, Hub, Resume};
+use crate::hub::{ChannelFigures, ChannelKey, Hub, Registered, Resume};
 use crate::metrics::{Counters, Reason};
 use crate::process::{self, Process};
 use crate::python::bus;
 use crate::python::client::{Client, Owner};
 use crate::python::message::utf8;
+use crate::python::queue::Queue;
 use crate::python::stream::Stream;
 use crate::queue::Kind;
 use crate::sync::lock;
@@ -31,14 +33,17 @@ pub struct Channel {
     place: Mutex<Option<Place>>,
 }
 
+/// Where a channel is in this process.
 #[derive(Clone)]
-struct Place {
+pub struct Place {
     generation: u64,
-    hub: Arc<Hub>,
-    key: ChannelKey,
+    /// Its hub.
+    pub hub: Arc<Hub>,
+    /// Its place there.
+    pub key: ChannelKey,
     counters: Arc<Counters>,
     /// `None` for a private channel: its hub orders and remembers.
-    bus: Option<Arc<dyn Bus>>,
+    pub bus: Option<Arc<dyn Bus>>,
 }
 
 impl Channel {
@@ -63,7 +68,7 @@ impl Channel {
                 return Ok(known.clone());
             }
         }
-        let counters = hub.counters(key);
+        let counters = hub.counters(key).unwrap_or_default();
         let found = Place { generation: process::generation(), hub, key, counters, bus };
         // The parent's hub is left as it is: dropping it would touch its locks.
         std::mem::forget(place.replace(found.clone()));
@@ -180,6 +185,24 @@ impl Channel {
         }
     }
 
+    /// What tells it from all other channels of the process.
+    fn number(&self, py: Python<'_>) -> PyResult<u64> {
+        let place = self.place(py)?;
+        Ok(place.hub.number(place.key))
+    }
+
+    /// Disconnects the streams of this channel, those of `user` alone if one is given; what
+    /// waits for them is not sent. In this process.
+    fn revoke(&self, py: Python<'_>, user: Option<&Bound<'_, PyString>>) -> PyResult<()> {
+        let place = self.place(py)?;
+        let user = user.map(|user| utf8(user, "the user").map(Arc::from)).transpose()?;
+        let process = Process::current();
+        // A private one has the empty name, in a hub of its own.
+        let name = self.name.clone().unwrap_or_default();
+        py.detach(|| control::revoke(&place.hub, Some(process.offload()), Some(name), user));
+        Ok(())
+    }
+
     fn listener_count(&self, py: Python<'_>) -> PyResult<usize> {
         let place = self.place(py)?;
         Ok(place.hub.client_count(place.key))
@@ -209,7 +232,8 @@ impl Channel {
     }
 }
 
-fn fields<'a>(
+/// The fields of an event, as Rust strings.
+pub fn fields<'a>(
     data: Option<&'a Bound<'_, PyString>>,
     event: Option<&'a Bound<'_, PyString>>,
     retry: Option<u64>,
@@ -248,13 +272,19 @@ pub fn prepare<'py>(
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let places = places_of(py, &channels)?;
     let Some(Place { bus: Some(bus), .. }) = places.first() else { return Ok(None) };
-    let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
     let timeout = Duration::from_secs_f64(timeout);
+    let keys = heard_by_streams(&places);
     bus::prepare_later(py, bus, &keys, resume_of(last_event_id), timeout)
 }
 
+/// What the bus must hear for a stream of those channels: when it is to be disconnected, too.
+pub fn heard_by_streams(places: &[Place]) -> Vec<ChannelKey> {
+    let control = places.first().and_then(|first| first.hub.control());
+    places.iter().map(|place| place.key).chain(control).collect()
+}
+
 /// Where the channels are, which must be of one hub.
-fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Place>> {
+pub fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Place>> {
     let places = channels.iter().map(|channel| channel.get().place(py));
     let places = places.collect::<PyResult<Vec<Place>>>()?;
     let Some(first) = places.first() else {
@@ -269,7 +299,8 @@ fn places_of(py: Python<'_>, channels: &[Bound<'_, Channel>]) -> PyResult<Vec<Pl
     Ok(places)
 }
 
-fn resume_of(last_event_id: Option<&Bound<'_, PyString>>) -> Resume {
+/// Where a client with that last event id wants to begin.
+pub fn resume_of(last_event_id: Option<&Bound<'_, PyString>>) -> Resume {
     match last_event_id.map(|text| text.to_str()) {
         None | Some(Ok("")) => Resume::Fresh,
         Some(Ok(text)) => text.parse().map_or(Resume::Unknown, Resume::After),
@@ -295,34 +326,74 @@ pub fn register(
     let stream = listener.cast::<Stream>().ok();
     let keys: Vec<ChannelKey> = places.iter().map(|place| place.key).collect();
     let timeout = Duration::from_secs_f64(timeout);
+    let heard = if stream.is_some() { heard_by_streams(&places) } else { keys.clone() };
     let registered = loop {
         if let Some(bus) = &first.bus {
-            bus::prepare(py, bus, &keys, resume, timeout)?;
+            bus::prepare(py, bus, &heard, resume, timeout)?;
         }
         let owner = match client.core.kind() {
-            Kind::Queue => Owner::Queue(listener.clone().into_any().unbind()),
             Kind::Stream => Owner::Stream(PyWeakrefReference::new(listener)?.unbind()),
+            _ => Owner::Queue(listener.clone().into_any().unbind()),
         };
         // None: between the two the bus let go of a channel that had no client.
         if let Some(done) = first.hub.register(&client.core, &keys, resume, Box::new(owner))? {
             break done;
         }
     };
+    if let Some(stream) = stream {
+        return Ok(open(stream, registered, retry));
+    }
     let reason = registered.gap.map(|gap| gap.reason());
     client.set_reset(reason);
-    if let Some(stream) = stream {
-        stream.get().set_cursor(registered.cursor);
-        stream.get().prepend([frame::opening(retry, registered.cursor)]);
-        stream.get().prepend(reason.map(frame::reset));
-        let process = Process::current();
-        process.set_retry(retry);
-        if let Some(farewell) = process.farewell() {
-            // The end of all streams may have come before it was one of them.
-            client.core.set_farewell(&farewell);
-            client.end(Reason::Exit);
-        }
-    }
     Ok(reason)
+}
+
+/// Gives a stream that is registered its opening. Gives why it does not get exactly what it missed.
+pub fn open(
+    stream: &Bound<'_, Stream>,
+    registered: Registered,
+    retry: u64,
+) -> Option<&'static str> {
+    let reason = registered.gap.map(|gap| gap.reason());
+    let client = stream.as_super().get();
+    client.set_reset(reason);
+    stream.get().set_cursor(registered.cursor);
+    stream.get().prepend([frame::opening(retry, registered.cursor)]);
+    stream.get().prepend(reason.map(frame::reset));
+    if let Some(slot) = client.core.slot() {
+        slot.tell_begin();
+    }
+    let process = Process::current();
+    process.set_retry(retry);
+    if let Some(farewell) = process.farewell() {
+        // The end of all streams may have come before it was one of them.
+        client.core.set_farewell(&farewell);
+        client.end(Reason::Exit);
+    }
+    reason
+}
+
+/// Tells the bus, if it is that hub's, that a client is gone.
+pub fn tell_left(hub: &Arc<Hub>) {
+    if let Some(named) = Process::current().named()
+        && Arc::ptr_eq(&named.hub, hub)
+    {
+        named.bus.left();
+    }
+}
+
+/// How often streams of named channels were disconnected here; None while nobody would tell of it.
+#[pyfunction]
+pub fn revocations() -> Option<u64> {
+    let process = Process::current();
+    let named = process.named()?;
+    named.hub.hears_control().then(|| process.control().map_or(0, |control| control.done()))
+}
+
+/// Puts into `watcher` which streams begin and end, as URL-encoded text; the first watcher holds.
+#[pyfunction]
+pub fn watch_streams(watcher: &Bound<'_, Queue>) {
+    Process::current().admission().watch(&watcher.as_super().get().core);
 }
 
 /// The figures of every named channel of this process.

@@ -9,9 +9,9 @@ use pyo3::types::PyWeakrefReference;
 
 use crate::history::Gap;
 use crate::metrics::Reason;
-use crate::process::{self, Process};
+use crate::process;
 use crate::python::parking::Parking;
-use crate::python::wait;
+use crate::python::{channel, wait};
 use crate::queue::{Client as Core, Kind, Overflow};
 use crate::wake::Token;
 
@@ -117,11 +117,8 @@ impl Client {
         match self.core.hub() {
             Some(hub) => {
                 let was_registered = hub.unregister(&self.core, reason);
-                if let Some(named) = Process::current().named()
-                    && was_registered
-                    && Arc::ptr_eq(&named.hub, &hub)
-                {
-                    named.bus.left();
+                if was_registered {
+                    channel::tell_left(&hub);
                 }
                 was_registered
             }

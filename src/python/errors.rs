@@ -17,8 +17,9 @@ pub fn empty(py: Python<'_>) -> PyErr {
     raise(EMPTY.import(py, "queue", "Empty"), ())
 }
 
-fn full(py: Python<'_>) -> PyErr {
-    raise(FULL.import(py, "queue", "Full"), ())
+/// `queue.Full`, which says of what.
+pub fn full(py: Python<'_>, what: &'static str) -> PyErr {
+    raise(FULL.import(py, "queue", "Full"), (what,))
 }
 
 /// The class `ChannelClosed`, a `queue.Empty`.
@@ -91,7 +92,7 @@ impl From<Error> for PyErr {
             }
             Error::NotEncodable => PyTypeError::new_err(error.to_string()),
             Error::Bus(message) => Python::attach(|py| bus(py, message)),
-            Error::Full => Python::attach(full),
+            Error::Full => Python::attach(|py| full(py, "the queue is full")),
             Error::Closed => Python::attach(|py| closed(py, "the queue is closed")),
             Error::Io(error) => PyOSError::new_err((error.raw_os_error(), error.to_string())),
         }

@@ -10,6 +10,7 @@ mod message;
 mod offload;
 mod parking;
 mod queue;
+mod rendering;
 mod stream;
 mod wait;
 
@@ -26,6 +27,8 @@ mod _sse_channel {
     #[pymodule_export]
     use super::channel::{Channel, close_all, encode_frame, figures, prepare, register};
     #[pymodule_export]
+    use super::channel::{revocations, watch_streams};
+    #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
     use super::offload::{end_streams, offload, offload_figures, unwatch};
@@ -33,6 +36,8 @@ mod _sse_channel {
     use super::parking::{Parking, forked};
     #[pymodule_export]
     use super::queue::Queue;
+    #[pymodule_export]
+    use super::rendering::{Rendering, SourceEvent};
     #[pymodule_export]
     use super::stream::Stream;
 
@@ -44,6 +49,7 @@ mod _sse_channel {
         module.add("HEARTBEAT", crate::frame::HEARTBEAT)?;
         module.add("REASONS", crate::metrics::Reason::ALL.map(crate::metrics::Reason::name))?;
         module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
+        module.add("CONTROL_CHANNEL", crate::control::CHANNEL)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.
         let hooks = PyDict::new(py);

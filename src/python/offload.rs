@@ -57,7 +57,7 @@ pub fn offload(
         framing: if chunked { Framing::Chunked } else { Framing::UntilClose },
         backlog: Backlog { frames, bytes, overflow },
         heartbeat: stream.get().every(),
-        slot: stream.get().slot(),
+        slot: client.core.slot(),
         threads,
     };
     let taken = py.detach(|| process.offload().take(handover))?;

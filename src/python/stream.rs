@@ -9,17 +9,16 @@ use bytes::Bytes;
 use pyo3::exceptions::{PyRuntimeError, PyStopIteration, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyString};
 
-use crate::clients::Slot;
-use crate::error::Error;
+use crate::clients::{Holder, Most};
 use crate::event::Event;
 use crate::event_id::EventId;
 use crate::frame::HEARTBEAT;
 use crate::metrics::Reason;
 use crate::process::Process;
 use crate::python::client::{Client, duration};
-use crate::python::wait;
+use crate::python::{errors, message, wait};
 use crate::queue::{Kind, Taken, drain};
 use crate::sync::lock;
 
@@ -37,8 +36,6 @@ pub struct Stream {
     /// Makes the first payload, once, after the prelude.
     initial: Mutex<Option<Py<PyAny>>>,
     ended: AtomicBool,
-    /// Its place among the streams of the process, until it has ended.
-    slot: Mutex<Option<Arc<Slot>>>,
     /// Opens the stream at its first step, where that could not be done at once: a callable, told
     /// whether it may wait itself.
     opener: Mutex<Option<Py<PyAny>>>,
@@ -84,16 +81,10 @@ impl Stream {
         Some((*self.cursor.get()?, prelude.iter().flatten().copied().collect()))
     }
 
-    /// Its place among the streams of the process.
-    pub fn slot(&self) -> Option<Arc<Slot>> {
-        lock(&self.slot).clone()
-    }
-
     /// It gives nothing more: it is through, or its client was taken over.
     pub fn set_ended(&self) {
         self.ended.store(true, Relaxed);
         lock(&self.prelude).clear();
-        lock(&self.slot).take();
     }
 
     /// What there is without waiting.
@@ -185,11 +176,20 @@ fn count(event: &Event) {
 #[pymethods]
 impl Stream {
     #[new]
+    #[pyo3(signature = (capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None))]
+    #[pyo3(
+        text_signature = "(capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None)"
+    )]
+    #[allow(clippy::too_many_arguments, reason = "named arguments of one internal call")]
     fn new(
+        py: Python<'_>,
         capacity: usize,
         overflow: &str,
         heartbeat: Option<&Bound<'_, PyAny>>,
-        most: usize,
+        most: (usize, usize, usize),
+        user: Option<&Bound<'_, PyString>>,
+        address: Option<&Bound<'_, PyString>>,
+        channels: Option<&Bound<'_, PyString>>,
     ) -> PyResult<PyClassInitializer<Self>> {
         let below = |seconds: &Bound<'_, PyAny>| seconds.extract().is_ok_and(|s: f64| s <= 0.0);
         let is_none = heartbeat.is_some_and(below);
@@ -203,14 +203,24 @@ impl Stream {
         let client = Client::new(Kind::Stream, capacity, overflow)?;
         let process = Process::current();
         let mut prelude = VecDeque::new();
-        let mut slot = None;
         let farewell = process.farewell();
         if let Some(farewell) = &farewell {
             // All that it has to say, even in a full process: all streams end.
             prelude.push_back(Bytes::from(farewell.frame()));
             client.end(Reason::Exit);
         } else {
-            slot = Some(Arc::new(process.admission().take(most).ok_or(Error::Full)?));
+            let text = |text: Option<&Bound<'_, PyString>>, what| {
+                text.map(|text| message::utf8(text, what).map(Arc::from)).transpose()
+            };
+            let holder = Holder {
+                user: text(user, "the user")?,
+                address: text(address, "the address")?,
+                channels: text(channels, "the channels")?,
+            };
+            let (streams, of_user, of_address) = most;
+            let slot = process.admission().take(Most { streams, of_user, of_address }, holder);
+            let slot = slot.map_err(|full| errors::full(py, full.name()))?;
+            client.core.set_slot(Arc::new(slot));
         }
         let stream = Stream {
             heartbeat,
@@ -218,7 +228,6 @@ impl Stream {
             cursor: OnceLock::new(),
             initial: Mutex::new(None),
             ended: AtomicBool::new(farewell.is_some()),
-            slot: Mutex::new(slot),
             opener: Mutex::new(None),
             has_opener: AtomicBool::new(false),
         };
@@ -296,6 +305,12 @@ impl Stream {
             return None;
         }
         lock(&self.opener).take()
+    }
+
+    /// What tells the client from all others of the process; None for one that has left.
+    #[getter]
+    fn number(slf: &Bound<'_, Self>) -> Option<u64> {
+        slf.as_super().get().core.slot().map(|slot| slot.number)
     }
 
     fn _set_initial(&self, initial: Py<PyAny>) {

@@ -11,10 +11,12 @@ from news.sse_utils import sse_channel
 from sse_channel import stats
 from sse_channel.django import EventStreamResponse
 
+from . import queries, replaced
+
 
 def figures(request: HttpRequest) -> HttpResponse:
     """What the library counts in this process."""
-    return JsonResponse(stats())
+    return JsonResponse({**stats(), "queries": queries.count()})
 
 
 def blank(request: HttpRequest) -> HttpResponse:
@@ -66,6 +68,7 @@ def compressed(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("replaced/", replaced.stream),
     path("dressed/", dressed),
     path("compressed/", compressed),
     path("blank/", blank),

@@ -1,11 +1,11 @@
 """The views: the page, its stream, and the API that articles are submitted to."""
 
 import json
+from functools import partial
 
 from django.core.exceptions import RequestDataTooBig
-from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
@@ -14,8 +14,9 @@ from django.views.decorators.http import require_GET, require_POST
 
 from sse_channel.django import EventStreamResponse
 
+from . import sse_handlers
 from .models import Article
-from .sse_handlers import DEFAULT_LAST_N, MAX_LAST_N, news_stream
+from .sse_handlers import DEFAULT_LAST_N, MAX_LAST_N
 from .sse_utils import sse_channel
 
 PAGE_ARTICLES = 20
@@ -42,27 +43,27 @@ def page(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def stream(request: HttpRequest) -> HttpResponse:
-    """Server-sent events by the app's own generator; `?last_n=` sets the statistics."""
+    """Server-sent events: articles with statistics over the `?last_n=` newest.
+
+    The statistics are read once for each article and value of `last_n`, however many clients
+    there are.
+    """
     text = request.GET.get("last_n", str(DEFAULT_LAST_N))
-    # The generator starts after the status has been sent, so the value is checked here.
     last_n = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if not 1 <= last_n <= MAX_LAST_N:
         return refuse(f"last_n must be a whole number from 1 to {MAX_LAST_N}.")
-    if isinstance(request, ASGIRequest):
-        # Django would collect all of a synchronous generator before it sends any of it.
-        return refuse("This stream needs a WSGI server; /news/events/ needs none.", status=501)
-    response = StreamingHttpResponse(
-        news_stream(last_n), content_type="text/event-stream; charset=utf-8"
+    return EventStreamResponse(
+        request,
+        sse_channel,
+        initial=partial(sse_handlers.first_payload, last_n),
+        render=partial(sse_handlers.render, last_n=last_n),
+        key=last_n,
     )
-    response["Cache-Control"] = "no-cache, no-transform"
-    # nginx collects a response before it passes it on unless it is told not to.
-    response["X-Accel-Buffering"] = "no"
-    return response
 
 
 @require_GET
 def events(request: HttpRequest) -> HttpResponse:
-    """Server-sent events by the library alone: each published article, as it is."""
+    """Server-sent events: each published article, as it is."""
     return EventStreamResponse(request, sse_channel)
 
 

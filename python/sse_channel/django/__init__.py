@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -24,15 +24,27 @@ from django.http import HttpRequest, StreamingHttpResponse
 from ..asgi import KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..config import options
+from ..control import user_key
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
+from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
+from .identity import address_of, allow_origin, user_of
 
-__all__ = ["EventStreamResponse", "last_event_id_of"]
+__all__ = ["EventStreamResponse", "EventStreamView", "everybody", "last_event_id_of"]
 
 if settings.configured:
     # A mistake in the settings is told when the project starts, not at its first request.
     options()
+
+
+def __getattr__(name: str) -> Any:
+    # It needs this module, and is needed by few.
+    if name in ("EventStreamView", "everybody"):
+        from . import views
+
+        return getattr(views, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -55,16 +67,22 @@ class EventStreamResponse(StreamingHttpResponse):
         heartbeat: seconds of idleness after which a comment is sent; None for never.
         initial: the first payload; see `SSEChannel.stream`. A synchronous callable may use the
             ORM under ASGI too.
+        render, key: what is sent in place of each message, made once for all clients of an equal
+            `key`; see `SSEChannel.stream`. It may use the ORM: its database connections are closed
+            when nothing was published for a second.
         overflow: what happens to an event for which a client that does not read has no room, as
             for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
             history gives it what it missed), any other has its channel's policy.
+        user: whose stream it is, for `disconnect` and `MAX_CLIENTS_PER_USER`: a user of Django, or
+            any text. None: the user that is logged in; in an asynchronous view, if it has asked for
+            that (``await request.auser()``).
         status, headers: as for any response. The stream's own headers can be overridden, except
             for the content type.
 
     Raises:
-        TypeError: no channel, or something that is none.
-        ValueError: a `heartbeat` that is not more than 0 seconds, or a private channel (one
-            without a name) together with others.
+        TypeError: no channel, or something that is none; a `render` or `key` that cannot be.
+        ValueError: a `heartbeat` that is not more than 0 seconds, a private channel (one
+            without a name) together with others, or a `render` that needs a `key`.
     """
 
     def __init__(
@@ -74,7 +92,10 @@ class EventStreamResponse(StreamingHttpResponse):
         last_event_id: str | None = None,
         heartbeat: float | None = 10.0,
         initial: Any = None,
+        render: Callable[[Any], Any] | None = None,
+        key: Hashable | None = None,
         overflow: Overflow | None = None,
+        user: object = None,
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -104,10 +125,18 @@ class EventStreamResponse(StreamingHttpResponse):
                     last_event_id=last_event_id,
                     heartbeat=heartbeat,
                     initial=initial,
-                    most=options().max_clients,
+                    render=render,
+                    key=key,
+                    most=(
+                        options().max_clients,
+                        options().max_clients_per_user,
+                        options().max_clients_per_address,
+                    ),
+                    user=user_of(its_request) if user is None else user_key(user),
+                    address=address_of(its_request),
                 )
-            except queue.Full:
-                refuse("full")
+            except queue.Full as full:
+                refuse(str(full))
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
         self._environ: dict[str, Any] = its_request.META
@@ -129,6 +158,7 @@ class EventStreamResponse(StreamingHttpResponse):
         self.headers.setdefault("Cache-Control", "no-cache, no-transform")
         # nginx passes each frame on at once.
         self.headers.setdefault("X-Accel-Buffering", "no")
+        allow_origin(its_request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
         request.META.pop("HTTP_ACCEPT_ENCODING", None)
 
@@ -277,6 +307,9 @@ def _without_connections(initial: Callable[[], Any], is_asgi: bool) -> Callable[
             await _release_thread()
 
     return called_in_thread
+
+
+release_with(_close_connections)
 
 
 async def _release_thread() -> None:

@@ -1,0 +1,62 @@
+"""Whose a request is: its user, its address, and whether its page may read the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from django.http import HttpRequest, HttpResponseBase
+from django.utils.cache import patch_vary_headers
+
+from ..config import options
+from ..control import user_key
+
+__all__ = ["address_of", "allow_origin", "user_of"]
+
+
+def user_of(request: HttpRequest) -> str | None:
+    """The key of the user that is logged in, None for nobody.
+
+    In a coroutine, only a user that was asked for already (``await request.auser()``): to ask now
+    would hold up the loop.
+    """
+    user: Any = getattr(request, "_cached_user", None) or getattr(request, "_acached_user", None)
+    if user is None and asyncio._get_running_loop() is None:
+        user = getattr(request, "user", None)
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    # One that another way of logging in made may have no key.
+    return None if getattr(user, "pk", user) is None else user_key(user)
+
+
+def address_of(request: HttpRequest) -> str | None:
+    """The client's address, None where it is not known: behind a proxy over a Unix socket, say.
+
+    With `PROXIES` = n it is the n-th from the right of ``X-Forwarded-For``: what is left of that, a
+    client can have written itself.
+    """
+    proxies = options().proxies
+    if proxies:
+        hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        if len(hops) >= proxies and hops[-proxies].strip():
+            return str(hops[-proxies]).strip()[:64]
+    return str(request.META.get("REMOTE_ADDR") or "") or None
+
+
+def allow_origin(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Let pages of `CORS_ORIGINS` read the response, with the user's cookies.
+
+    Source: the Fetch standard, section 3.3 "CORS protocol".
+    """
+    origins = options().cors_origins
+    if not origins:
+        return
+    if origins == ("*",):
+        response.headers.setdefault("Access-Control-Allow-Origin", "*")
+        return
+    # Also where the origin is not among them: a cache must not give others this answer.
+    patch_vary_headers(response, ["Origin"])
+    origin = request.headers.get("Origin")
+    if origin in origins and origin is not None:
+        response.headers.setdefault("Access-Control-Allow-Origin", origin)
+        response.headers.setdefault("Access-Control-Allow-Credentials", "true")

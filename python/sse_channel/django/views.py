@@ -1,0 +1,163 @@
+"""A view for streams: which channels, and who may listen.
+
+# urls.py
+from django.urls import path
+from sse_channel.django import EventStreamView
+
+def may_listen(request, channel):
+    return request.user.has_perm("news.view_channel")
+
+urlpatterns = [
+    path("events/<str:channel>/", EventStreamView.as_view(permission=may_listen)),
+]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBadRequest,
+    HttpResponseForbidden,
+)
+from django.http.response import HttpResponseBase
+from django.views.generic import View
+
+from .. import _sse_channel
+from ..channel import SSEChannel
+from . import EventStreamResponse, _channel
+from .identity import allow_origin
+
+__all__ = ["EventStreamView", "Permission", "everybody"]
+
+#: Says whether the user of a request may listen to a channel, which is given by its name.
+Permission = Callable[[HttpRequest, str], bool | Awaitable[bool]]
+
+
+def everybody(request: HttpRequest, channel: str) -> bool:
+    """Permit everybody to listen to every channel: ``as_view(permission=everybody)``."""
+    return True
+
+
+class EventStreamView(View):
+    """A stream of channels that the URL, or the project, names.
+
+    It answers GET and HEAD, and OPTIONS for pages of other origins (`CORS_ORIGINS`). Who may not
+    listen gets a 403 before anything is opened, and the browser does not come back by itself. When
+    the right may have been taken away while the stream was opened (`sse_channel.disconnect`), it is
+    asked again.
+
+    The channels are the first of these that there is:
+
+    1. `channels`: channels or names, or a callable that is given the request and gives them;
+    2. the URL's ``<str:channel>``, one name, or ``<str:channels>``, several with commas in between;
+    3. with `query`, each ``?channel=``.
+
+    Attributes (arguments of `as_view`):
+        channels: see above.
+        permission: called with the request and the name of each channel; True lets listen. It may
+            be asynchronous. Without it, channels that the URL names are refused as a mistake in the
+            project: anybody could listen to any channel. In a class, make it a method.
+        query: whether ``?channel=`` may name the channels.
+        most_channels: channels of one stream at the most, by the URL; more get a 400.
+        stream_options: further arguments of `EventStreamResponse`, or a callable that is given the
+            request and gives them: ``stream_options={"heartbeat": 15}``.
+
+    Raises:
+        ImproperlyConfigured: at a request, for a view without channels or permission.
+    """
+
+    http_method_names = ["get", "head", "options"]  # noqa: RUF012
+
+    channels: Sequence[SSEChannel | str] | Callable[[HttpRequest], Iterable[Any]] | None = None
+    permission: Permission | None = None
+    query = False
+    most_channels = 10
+    stream_options: dict[str, Any] | Callable[[HttpRequest], dict[str, Any]] | None = None
+
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Open the stream, if its user may listen."""
+        try:
+            channels = self.get_channels()
+        except ValueError as error:
+            return self._answer(HttpResponseBadRequest, str(error))
+        names = [channel.name for channel in channels if channel.name is not None]
+        before = _sse_channel.revocations()
+        refused = self._first_refused(names)
+        if refused is None:
+            given = self.stream_options or {}
+            response = EventStreamResponse(
+                request, *channels, **(given(request) if callable(given) else given)
+            )
+            if before is not None and before == _sse_channel.revocations():
+                return response
+            # Somebody was disconnected meanwhile, or nobody would have told of it.
+            refused = self._first_refused(names)
+            if refused is None:
+                return response
+            response.close()
+        return self._answer(
+            HttpResponseForbidden, f"You may not listen to the channel {refused!r}."
+        )
+
+    def options(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Say what a page of another origin may send."""
+        response = super().options(request, *args, **kwargs)
+        response["Access-Control-Allow-Methods"] = "GET"
+        response["Access-Control-Allow-Headers"] = "Last-Event-ID, Cache-Control"
+        allow_origin(request, response)
+        return response
+
+    def get_channels(self) -> list[SSEChannel]:
+        """The channels of this request.
+
+        Raises:
+            ValueError: what the URL names cannot be channels, or are too many.
+            ImproperlyConfigured: as the view.
+        """
+        if self.channels is not None:
+            given = self.channels(self.request) if callable(self.channels) else self.channels
+            channels = [_channel(channel) for channel in given]
+            if not channels:
+                raise ImproperlyConfigured(f"{type(self).__name__}.channels gives no channel")
+            return channels
+        if "channel" in self.kwargs:
+            names = [self.kwargs["channel"]]
+        elif "channels" in self.kwargs:
+            names = self.kwargs["channels"].split(",")
+        elif self.query:
+            names = self.request.GET.getlist("channel")
+        else:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} has no channels: give as_view(channels=[...]), put "
+                "<str:channel> into the URL's pattern, or allow ?channel= by as_view(query=True)"
+            )
+        if self.permission is None:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} lets the URL name its channels and has no permission: give "
+                "as_view(permission=...), a callable (request, channel) -> bool; "
+                "sse_channel.django.everybody permits everything"
+            )
+        if not 1 <= len(names) <= self.most_channels:
+            raise ValueError(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
+        return [SSEChannel(name) for name in dict.fromkeys(names)]
+
+    def _first_refused(self, names: Iterable[str]) -> str | None:
+        permission = self.permission
+        if permission is None:
+            return None
+        if iscoroutinefunction(permission):
+            permission = async_to_sync(permission)
+        return next((name for name in names if not permission(self.request, name)), None)
+
+    def _answer(self, answer: type[HttpResponse], text: str) -> HttpResponse:
+        response = answer(f"{text}\n", content_type="text/plain; charset=utf-8")
+        # Also this a page of another origin is to read, to know that it must not come back.
+        allow_origin(self.request, response)
+        response["Cache-Control"] = "no-store"
+        return response

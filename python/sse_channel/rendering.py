@@ -1,0 +1,367 @@
+"""Rendering once: what is published is turned into what is sent, for all clients that share it.
+
+A rendering takes the events of its channels and puts what became of them into a channel of its own
+inside the extension, under the same ids; its streams are clients of that. So a client more costs no
+call of the renderer, resumes like any other, and can be offloaded. A few threads of the process
+(greenlets, where gevent has put them in the place of threads) render for all of its renderings, one
+event after the other of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import threading
+import types
+import weakref
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from queue import Empty
+from typing import Any
+
+from . import _sse_channel
+from .config import options
+from .event import Event, envelope, to_fields
+from .queue import ClientQueue
+from .waiting import close_at_exit
+
+__all__ = ["ERROR_EVENT", "Renderer", "figures", "release_with"]
+
+#: The event that clients get in place of one whose rendering failed.
+ERROR_EVENT = "stream-error"
+
+#: Events that wait to be rendered for one rendering at the most.
+_CAPACITY = 10_000
+
+#: Events that are rendered for one rendering before it is the turn of another.
+_TURN = 16
+
+#: Seconds without work after which a thread gives back what it has, its database connections.
+_REST = 1.0
+
+#: Seconds after which a rendering without clients ends, and a thread without renderings.
+_LINGER = 60.0
+
+_logger = logging.getLogger("sse_channel")
+
+_releases: list[Callable[[], None]] = []
+
+
+def release_with(release: Callable[[], None]) -> None:
+    """Have a thread that renders call `release` when it has nothing to do, and after an error."""
+    if release not in _releases:
+        _releases.append(release)
+
+
+class Renderer:
+    """What a stream is opened with: the channels, `render=` and `key=`.
+
+    Raises:
+        TypeError: a `render` that cannot be called, or a `key` that cannot be hashed.
+        ValueError: a `render` that is made anew for each client, without a `key` that says which
+            clients share it.
+    """
+
+    __slots__ = ("call", "channels", "code", "key", "loop")
+
+    def __init__(
+        self, channels: Sequence[_sse_channel.Channel], render: Any, key: Hashable | None
+    ) -> None:
+        if not callable(render):
+            raise TypeError(f"render must be a callable, not {type(render).__name__}")
+        try:
+            hash(key)
+        except TypeError:
+            raise TypeError(
+                f"key must be hashable, as a str or a tuple is, not {type(key).__name__}"
+            ) from None
+        self.channels = list(channels)
+        self.call: Callable[[Any], Any] = render
+        self.key = key
+        self.code = _code(render, key)
+        running = asyncio._get_running_loop()
+        self.loop = None if running is None else weakref.ref(running)
+
+    def register(
+        self,
+        stream: _sse_channel.Stream,
+        last_event_id: str | None,
+        retry: int,
+        timeout: float,
+    ) -> str | None:
+        """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`."""
+        while True:
+            rendering = _desk().rendering(self, timeout)
+            if last_event_id:
+                rendering.catch_up(self.channels, last_event_id, timeout)
+            reason = rendering.register(stream, last_event_id, retry)
+            # It may have come to its end between the two.
+            if reason is not False:
+                return reason
+
+
+def _code(render: Any, key: Hashable | None) -> Hashable:
+    """What tells one way to render from another, although its function is made anew each time."""
+    code: Any = render
+    is_made_anew = False
+    while isinstance(code, functools.partial):
+        code, is_made_anew = code.func, True
+    if isinstance(code, types.MethodType):
+        is_made_anew |= not isinstance(code.__self__, (type, types.ModuleType))
+        code = code.__func__
+    if isinstance(code, types.FunctionType):
+        is_made_anew |= code.__closure__ is not None
+        # A default value may hold what the view knows of one client.
+        is_made_anew |= code.__name__ == "<lambda>" and code.__defaults__ is not None
+        code = code.__code__
+    if is_made_anew and key is None:
+        raise ValueError(
+            "render is a closure, a partial or a method: it may differ from client to client; give "
+            "key= as well, a value that is equal for those clients that share what it makes "
+            "(key=last_n), or make render a plain function"
+        )
+    return code if isinstance(code, Hashable) else id(code)
+
+
+class Rendering(_sse_channel.Rendering):
+    """What one `render` makes of the events of some channels, for the clients of one key.
+
+    It does not hold the channels: a private one is to end when its user lets go of it.
+    """
+
+    __slots__ = ("_dropped", "_lock", "_loop", "_render", "desk", "identity")
+
+    def __init__(self, capacity: int, renderer: Renderer, identity: Hashable, desk: _Desk) -> None:
+        self.identity = identity
+        self.desk = desk
+        self._render = renderer.call
+        self._loop = renderer.loop
+        # Of the events of one rendering, one is rendered at a time.
+        self._lock = threading.Lock()
+        self._dropped = 0
+
+    def run(self) -> None:
+        """Render some of what waits; it is put into the desk again when there is more."""
+        try:
+            with self._lock:
+                for _ in range(_TURN):
+                    if not self.in_use and self.end(0.0):
+                        # The next client begins another.
+                        self.desk.forget(self)
+                        return
+                    event = self.take()
+                    if event is None:
+                        return
+                    self._do(event, back=False)
+        finally:
+            self.rest()
+
+    def catch_up(
+        self, channels: list[_sse_channel.Channel], last_event_id: str, timeout: float
+    ) -> None:
+        """Render what a client that resumes has to get, as far as there is any of it.
+
+        Of two that resume at once, one renders and the other finds it.
+        """
+        if not self.lacks(last_event_id):
+            return
+        with self._lock:
+            if not self.lacks(last_event_id):
+                return
+            floor, missing = self.missing(channels, last_event_id, timeout)
+            # What other processes have rendered already, a client may have had.
+            while (event := self.take()) is not None:
+                self._do(event, back=False)
+            for event in missing:
+                self._do(event, back=True)
+            self.read_back(floor)
+        _release()
+
+    def _do(self, event: _sse_channel.SourceEvent, *, back: bool) -> None:
+        if not event.has_message:
+            self.pass_on(event, back)
+            return
+        dropped = self.dropped
+        if dropped != self._dropped and not back:
+            self._dropped = dropped
+            _logger.warning(
+                "render=%r is too slow for what is published: %d events were lost so far; its "
+                "clients were told by a stream-reset",
+                self._render,
+                dropped,
+            )
+            self.lose()
+        try:
+            rendered = self._call(event.message)
+            if rendered is None:
+                self.skip(event, back)
+                return
+            sent = rendered if isinstance(rendered, Event) else envelope(rendered, event.event)
+            fields = to_fields(sent)
+            self.put(
+                event,
+                fields.data,
+                json=fields.json,
+                event=fields.event,
+                retry=fields.retry,
+                comment=fields.comment,
+                limit=options().max_event_bytes,
+                back=back,
+            )
+            self.desk.rendered += 1
+        except Exception:
+            self.desk.errors += 1
+            _logger.exception(
+                "render=%r failed for event %s; its clients got an event %r in its place",
+                self._render,
+                event.id,
+                ERROR_EVENT,
+            )
+            self.put(
+                event,
+                '{"reason":"render-failed"}',
+                json=True,
+                event=ERROR_EVENT,
+                retry=None,
+                comment=None,
+                limit=1 << 10,
+                back=back,
+            )
+            _release()
+
+    def _call(self, message: Any) -> Any:
+        rendered = self._render(message)
+        if not inspect.isawaitable(rendered):
+            return rendered
+        loop = None if self._loop is None else self._loop()
+        if loop is not None and loop.is_running():
+            return asyncio.run_coroutine_threadsafe(_awaited(rendered), loop).result()
+        return asyncio.run(_awaited(rendered))
+
+
+async def _awaited(pending: Awaitable[Any]) -> Any:
+    return await pending
+
+
+def _release() -> None:
+    for release in _releases:
+        try:
+            release()
+        except Exception:
+            _logger.exception("a database connection of a renderer could not be closed")
+
+
+class _Desk:
+    """The renderings of this process, and the threads that render."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.rendered = 0
+        self.errors = 0
+        self._renderings: dict[Hashable, Rendering] = {}
+        self._threads = 0
+        # Held for a look.
+        self._lock = threading.Lock()
+        self._channel = _sse_channel.Channel(None, 0)
+        self._queue = ClientQueue(1 << 62, "drop_newest")
+        _sse_channel.register(self._queue, [self._channel], None, 0, 0.0)
+        close_at_exit()
+
+    def rendering(self, renderer: Renderer, timeout: float) -> Rendering:
+        """The rendering that clients of `renderer` share, begun by the first of them."""
+        numbers = tuple(sorted({channel.number() for channel in renderer.channels}))
+        identity = (numbers, renderer.code, renderer.key)
+        with self._lock:
+            known = self._renderings.get(identity)
+            if known is not None:
+                self._begin_threads()
+                return known
+            self._sweep()
+        # Not under the lock: it may have to wait for the bus.
+        rendering = Rendering(_CAPACITY, renderer, identity, self)
+        rendering.begin(renderer.channels, self._queue, timeout)
+        with self._lock:
+            # Another client may have begun it meanwhile.
+            known = self._renderings.setdefault(identity, rendering)
+            self._begin_threads()
+        if known is not rendering:
+            rendering.end(0.0)
+        return known
+
+    def forget(self, rendering: Rendering) -> None:
+        """It is over."""
+        with self._lock:
+            if self._renderings.get(rendering.identity) is rendering:
+                del self._renderings[rendering.identity]
+
+    def figures(self) -> dict[str, int]:
+        with self._lock:
+            return {
+                "renderings": len(self._renderings),
+                "rendered": self.rendered,
+                "errors": self.errors,
+            }
+
+    def _begin_threads(self) -> None:
+        if self._threads >= min(len(self._renderings), options().render_threads):
+            return
+        self._threads += 1
+        try:
+            threading.Thread(target=self._work, name="sse-channel-render", daemon=True).start()
+        except RuntimeError:
+            # The machine gives no more threads: those that run do it.
+            self._threads -= 1
+            if not self._threads:
+                raise
+
+    def _sweep(self) -> None:
+        for identity, rendering in list(self._renderings.items()):
+            if not rendering.in_use and rendering.end(_LINGER):
+                del self._renderings[identity]
+
+    def _work(self) -> None:
+        wait = _REST
+        try:
+            while True:
+                try:
+                    rendering = self._queue.get(timeout=wait)
+                except _sse_channel.ChannelClosed:
+                    return
+                except Empty:
+                    _release()
+                    wait = _LINGER
+                    with self._lock:
+                        self._sweep()
+                        if not self._renderings:
+                            return
+                    continue
+                wait = _REST
+                try:
+                    rendering.run()
+                except Exception:
+                    # It is not to end the thread that others are rendered by.
+                    _logger.exception("a rendering failed; its clients may miss an event")
+        finally:
+            _release()
+            with self._lock:
+                self._threads -= 1
+
+
+_current: _Desk | None = None
+
+
+def _desk() -> _Desk:
+    """The desk of this process: threads do not survive a fork."""
+    global _current
+    if _current is None or _current.pid != os.getpid():
+        _current = _Desk()
+    return _current
+
+
+def figures() -> dict[str, int]:
+    """How much is rendered in this process."""
+    if _current is None or _current.pid != os.getpid():
+        return {"renderings": 0, "rendered": 0, "errors": 0}
+    return _current.figures()

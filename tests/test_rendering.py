@@ -1,0 +1,478 @@
+"""Rendering once: what `render=` makes of an event, for all clients that share it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import logging
+import re
+import threading
+
+import pytest
+
+from servers import Server, open_streams
+from servers import until as until_
+from sse_channel import Event, SSEChannel, rendering, stats
+
+ID = rb"id: [0-9]+-[0-9]+\n"
+OPENING = re.compile(rb"(retry: 3000\nid: .*\n\n)?")
+
+
+def plain(message):
+    """What most tests here render."""
+    return {"rendered": message}
+
+
+def read(stream, until: bytes) -> bytes:
+    """What a stream gives after its opening, up to the frame that ends so; without ids."""
+    given = b""
+    while not given.endswith(until + b"\n\n"):
+        given += next(stream)
+        given = given.removeprefix(OPENING.match(given)[0])
+    return re.sub(ID, b"", given)
+
+
+def cursor_of(stream) -> str:
+    return re.search(rb"^id: (.*)$", next(stream), re.MULTILINE)[1].decode()
+
+
+def test_1000_streams_share_what_was_rendered_once(channel):
+    calls = []
+
+    def render(message):
+        calls.append(message)
+        return plain(message)
+
+    with contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(channel.stream(render=render, key="all")) for _ in range(1000)
+        ]
+        for n in range(20):
+            channel.publish(n)
+        want = b"".join(b'data: {"rendered":%d}\n\n' % n for n in range(20))
+        assert {read(stream, b'{"rendered":19}') for stream in streams} == {want}
+        assert calls == list(range(20))
+        assert len(channel.listeners) == 1000
+        assert channel.stats()["clients"] == {"queue": 0, "stream": 1000, "socket": 0}
+        assert channel.stats()["delivered"] == 20_000
+
+
+def test_each_key_is_rendered_for_itself(channel):
+    def render(message, factor):
+        return message * factor
+
+    with contextlib.ExitStack() as stack:
+        streams = {
+            factor: [
+                stack.enter_context(
+                    channel.stream(render=functools.partial(render, factor=factor), key=factor)
+                )
+                for _ in range(2)
+            ]
+            for factor in (2, 3)
+        }
+        ordinary = stack.enter_context(channel.stream())
+        channel.publish(7)
+        for factor, both in streams.items():
+            for stream in both:
+                assert read(stream, b"%d" % (7 * factor)) == b"data: %d\n\n" % (7 * factor)
+        assert read(ordinary, b"7") == b"data: 7\n\n"
+
+
+def test_two_functions_with_one_key_are_two_renderings(channel):
+    with (
+        channel.stream(render=lambda m: "a", key=1) as one,
+        channel.stream(render=lambda m: "b", key=1) as other,
+    ):
+        channel.publish("x")
+        assert (read(one, b"a"), read(other, b"b")) == (b"data: a\n\n", b"data: b\n\n")
+
+
+class Page:
+    def render(self, message):
+        return message
+
+
+def test_a_function_that_may_differ_from_client_to_client_needs_a_key(channel):
+    captured = "of this client"
+    for render in (
+        functools.partial(plain),
+        lambda message: captured,
+        lambda message, captured=captured: captured,
+        Page().render,
+    ):
+        with pytest.raises(ValueError, match="give key= as well"):
+            channel.stream(render=render)
+        channel.stream(render=render, key="one").close()
+    # None of these differs.
+    for render in (plain, str, lambda message: "x"):
+        channel.stream(render=render).close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"render": "text"}, "render must be a callable, not str"),
+        ({"render": plain, "key": ["a"]}, "key must be hashable, .* not list"),
+        ({"key": 1}, "give render= as well"),
+    ],
+)
+def test_arguments_that_cannot_be_are_told_at_the_call(channel, options, message):
+    with pytest.raises(TypeError, match=message):
+        channel.stream(**options)
+    assert len(channel.listeners) == 0
+
+
+def test_the_event_name_stays_unless_an_event_is_given_back(channel):
+    def render(message):
+        return Event(message, event="other", comment="c") if message == "other" else message
+
+    with channel.stream(render=render, key=1) as stream:
+        channel.publish("same", event="article")
+        channel.publish("two\nlines", event="article")
+        channel.publish("other", event="article")
+        assert read(stream, b"data: other") == (
+            b"event: article\ndata: same\n\n"
+            b"event: article\ndata: two\ndata: lines\n\n"
+            b": c\nevent: other\ndata: other\n\n"
+        )
+
+
+def test_none_sends_nothing_and_what_has_no_message_is_passed_on(channel):
+    def render(message):
+        assert message != Event.NO_DATA
+        return None if message == "nothing" else message
+
+    with channel.stream(render=render) as stream:
+        channel.publish("nothing")
+        channel.publish(Event(comment="passed on"))
+        channel.publish(Event(retry=7))
+        channel.publish("end")
+        assert read(stream, b"end") == b": passed on\n\nretry: 7\n\ndata: end\n\n"
+
+
+@pytest.mark.parametrize("bad", [KeyError("secret"), object(), "\ud800", "x" * (2 << 20)])
+def test_an_error_is_logged_counted_and_sent_and_ends_nothing(channel, caplog, bad):
+    def render(message):
+        if message != "bad":
+            return message
+        if isinstance(bad, Exception):
+            raise bad
+        return bad
+
+    errors = stats()["render"]["errors"]
+    with channel.stream(render=render, key=repr(bad)[:20]) as stream:
+        with caplog.at_level(logging.ERROR, "sse_channel"):
+            event_id = channel.publish("bad", event="article")
+            channel.publish("good")
+            assert read(stream, b"good") == (
+                b'event: stream-error\ndata: {"reason":"render-failed"}\n\ndata: good\n\n'
+            )
+        assert stats()["render"]["errors"] == errors + 1
+        (record,) = caplog.records
+        assert event_id in record.getMessage()
+        assert record.exc_info
+
+
+def test_a_client_that_comes_back_gets_what_it_missed_rendered_once(channel):
+    calls = []
+
+    def render(message):
+        calls.append(message)
+        return plain(message)
+
+    with channel.stream(render=render, key=1) as stream:
+        cursor = cursor_of(stream)
+    # Nobody listens: it is not rendered yet.
+    for n in range(5):
+        channel.publish(n)
+    with (
+        channel.stream(render=render, key=1, last_event_id=cursor) as one,
+        channel.stream(render=render, key=1, last_event_id=cursor) as other,
+    ):
+        channel.publish(5)
+        want = b"".join(b'data: {"rendered":%d}\n\n' % n for n in range(6))
+        for stream in (one, other):
+            assert read(stream, b'{"rendered":5}') == want
+            assert stream.reset is None
+        assert sorted(calls) == list(range(6))
+
+
+def test_a_client_further_behind_than_another_is_given_more(channel):
+    calls = []
+
+    def render(message):
+        calls.append(message)
+        return plain(message)
+
+    ids = [channel.publish(n) for n in range(6)]
+    with (
+        channel.stream(render=render, key=1, last_event_id=ids[3]) as near,
+        channel.stream(render=render, key=1, last_event_id=ids[1]) as far,
+    ):
+        assert read(near, b"5}") == b'data: {"rendered":4}\n\ndata: {"rendered":5}\n\n'
+        assert read(far, b"5}").count(b"data") == 4
+        assert calls == [4, 5, 2, 3]
+
+
+def test_a_client_that_another_process_was_quicker_for_gets_nothing_twice(channel):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def render(message):
+        begun.set()
+        assert go_on.wait(30)
+        return message
+
+    with channel.stream(render=render, key=1) as first:
+        slow = channel.publish("slow")
+        assert begun.wait(30)
+        opened = []
+        # It has had the event, from a process that rendered it already.
+        opener = threading.Thread(
+            target=lambda: opened.append(channel.stream(render=render, key=1, last_event_id=slow))
+        )
+        opener.start()
+        go_on.set()
+        opener.join(30)
+        (second,) = opened
+        channel.publish("next")
+        assert read(first, b"next") == b"data: slow\n\ndata: next\n\n"
+        assert read(second, b"next") == b"data: next\n\n"
+        second.close()
+
+
+def test_what_history_has_lost_is_told(name):
+    channel = SSEChannel(name, history=3)
+    ids = [channel.publish(n) for n in range(6)]
+    with channel.stream(render=plain, last_event_id=ids[0]) as stream:
+        assert b'stream-reset\ndata: {"reason":"too-old"}' in next(stream)
+        assert read(stream, b"5}").count(b"data") == 3
+    with channel.stream(render=plain, last_event_id="99999999999999-0") as stream:
+        assert b'{"reason":"future"}' in next(stream)
+    with channel.stream(render=plain, last_event_id="rubbish") as stream:
+        assert b'{"reason":"unknown"}' in next(stream)
+
+
+def test_a_renderer_that_is_too_slow_loses_events_and_says_so(channel, monkeypatch, caplog):
+    monkeypatch.setattr(rendering, "_CAPACITY", 3)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def render(message):
+        begun.set()
+        assert go_on.wait(30)
+        return message
+
+    with channel.stream(render=render, key=1) as stream:
+        channel.publish(0)
+        assert begun.wait(30)
+        for n in range(1, 9):
+            channel.publish(n)
+        go_on.set()
+        assert read(stream, b"data: 8") == (
+            b"data: 0\n\n"
+            b'event: stream-reset\ndata: {"reason":"too-old"}\n\n'
+            b"data: 6\n\ndata: 7\n\ndata: 8\n\n"
+        )
+        assert "too slow" in caplog.text
+
+
+def test_several_channels_are_rendered_in_one_order(name):
+    one, other = SSEChannel(name), SSEChannel(f"{name}-other")
+    from sse_channel.stream import open_stream
+
+    with open_stream(
+        [one._core, other._core],
+        capacity=100,
+        overflow="drop_oldest",
+        last_event_id=None,
+        heartbeat=None,
+        initial=None,
+        render=plain,
+    ) as stream:
+        for n in range(10):
+            (one, other)[n % 2].publish(n)
+        want = b"".join(b'data: {"rendered":%d}\n\n' % n for n in range(10))
+        assert read(stream, b"9}") == want
+        assert len(one.listeners) == len(other.listeners) == 1
+        assert stream in one.listeners
+        other.unlisten(stream)
+        assert len(one.listeners) == len(other.listeners) == 0
+
+
+def test_a_private_channel_renders_objects_that_have_no_wire_form():
+    channel = SSEChannel()
+    with channel.stream(render=lambda message: message.__name__) as stream:
+        channel.publish(threading.Thread)
+        assert read(stream, b"Thread") == b"data: Thread\n\n"
+        # With its channel it ends, although it was rendered.
+        del channel
+        gc.collect()
+        assert list(stream) == []
+
+
+def test_nothing_is_rendered_for_nobody(channel, until):
+    calls = []
+
+    def render(message):
+        calls.append(message)
+        return message
+
+    stream = channel.stream(render=render, key=1)
+    during = stats()["render"]["renderings"]
+    assert during > 0
+    stream.close()
+    channel.publish("for nobody")
+    until(lambda: stats()["render"]["renderings"] == during - 1)
+    assert calls == []
+    assert channel.stats()["disconnected"]["closed"] == 1
+    with channel.stream(render=render, key=1) as stream:
+        channel.publish("for somebody")
+        assert read(stream, b"somebody") == b"data: for somebody\n\n"
+
+
+def test_a_client_that_joins_a_rendering_at_its_end_begins_another(channel, monkeypatch):
+    register = rendering.Rendering.register
+    ended = []
+
+    def late(self, *arguments):
+        if not ended:
+            ended.append(self.end(0.0))
+            self.desk.forget(self)
+        return register(self, *arguments)
+
+    monkeypatch.setattr(rendering.Rendering, "register", late)
+    with channel.stream(render=plain) as stream:
+        assert ended == [True]
+        channel.publish(1)
+        assert read(stream, b"1}") == b'data: {"rendered":1}\n\n'
+
+
+def test_renderings_and_threads_without_clients_end_by_themselves(script):
+    script(
+        """
+import threading, time
+from sse_channel import SSEChannel, configure, rendering, stats
+
+configure(bus="memory://", render_threads=2)
+rendering._REST = rendering._LINGER = 0.05
+channel = SSEChannel("a")
+released = []
+rendering.release_with(lambda: released.append(threading.current_thread().name))
+streams = [channel.stream(render=str, key=n) for n in range(5)]
+
+def threads():
+    return [t for t in threading.enumerate() if t.name == "sse-channel-render"]
+
+assert len(threads()) == 2, threads()
+assert stats()["render"]["renderings"] == 5
+for stream in streams:
+    next(stream)
+channel.publish("one")
+for stream in streams:
+    assert next(stream).endswith(b"data: one\\n\\n")
+    stream.close()
+deadline = time.monotonic() + 30
+while threads() or stats()["render"]["renderings"]:
+    assert time.monotonic() < deadline, (threads(), stats()["render"])
+    time.sleep(0.01)
+assert "sse-channel-render" in released
+# And begin again.
+with channel.stream(render=str) as stream:
+    channel.publish("two")
+    assert next(stream) and next(stream).endswith(b"data: two\\n\\n")
+"""
+    )
+
+
+def test_a_forked_child_renders_for_itself(script):
+    script(
+        """
+import os
+from sse_channel import SSEChannel, configure, stats
+
+configure(bus="memory://")
+channel = SSEChannel("a")
+
+def check():
+    with channel.stream(render=str) as stream:
+        channel.publish(os.getpid())
+        assert next(stream)
+        assert next(stream).endswith(b"data: %d\\n\\n" % os.getpid())
+
+held = channel.stream(render=str)
+check()
+child = os.fork()
+if child == 0:
+    assert stats()["render"]["renderings"] == 0
+    check()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+check()
+"""
+    )
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_asyncio_streams_are_rendered_too(channel, is_async):
+    threads = set()
+
+    async def awaited(message):
+        threads.add(threading.current_thread())
+        await asyncio.sleep(0)
+        return plain(message)
+
+    def called(message):
+        threads.add(threading.current_thread())
+        return plain(message)
+
+    async def main():
+        render = awaited if is_async else called
+        cursor = re.search(rb"id: (\S+)", await anext(channel.stream()))[1].decode()
+        await channel.apublish("missed")
+        stream = channel.stream(render=render, key=1, last_event_id=cursor)
+        opening = await anext(stream)
+        assert cursor.encode() in opening
+        assert (await anext(stream)).endswith(b'data: {"rendered":"missed"}\n\n')
+        await channel.apublish("live")
+        assert (await anext(stream)).endswith(b'data: {"rendered":"live"}\n\n')
+        stream.close()
+
+    asyncio.run(main())
+    # An asynchronous one runs on the loop, any other where it cannot hold up the loop.
+    assert (threads == {threading.main_thread()}) is is_async
+    assert (threading.main_thread() in threads) is is_async
+
+
+# --- The news example ------------------------------------------------------------------------
+
+PATHS = ["/news/stream/?last_n=5", "/news/stream/?last_n=10"]
+
+
+def queries_of(server: Server, clients: int) -> tuple[int, set[str]]:
+    """Queries that ten articles cost with so many clients, and what these got."""
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for path in PATHS:
+            streams += stack.enter_context(open_streams(server, path, clients // 2))
+        until_(lambda: all(len(stream.events) == 1 for stream in streams), "the first payloads")
+        before = server.queries()
+        articles = [server.publish(f"Article {n}") for n in range(10)]
+        until_(lambda: all(len(stream.events) == 11 for stream in streams), "each article")
+        payloads = [[event.json() for event in stream.events[1:]] for stream in streams]
+        for stream, own in zip(streams, payloads, strict=True):
+            assert [payload["article"] for payload in own] == articles
+            assert {payload["worker"] for payload in own} == {stream.worker}
+        return server.queries() - before, {p["statistics"]["last_n"] for ps in payloads for p in ps}
+
+
+@pytest.mark.parametrize("kind", ["gunicorn-sync-3", "gunicorn-gevent-3"])
+def test_queries_for_an_article_do_not_grow_with_the_number_of_clients(tmp_path, kind):
+    with Server(kind, tmp_path, offload=kind == "gunicorn-sync-3") as server:
+        # Two for the statistics, of each value in each of three workers, and what saves it.
+        most = 10 * (2 * 2 * 3 + 5)
+        for clients in (6, 1000):
+            queries, last_n = queries_of(server, clients)
+            assert last_n == {5, 10}
+            assert 10 * 2 * 2 <= queries <= most, clients
