@@ -17,6 +17,8 @@ from django.conf import settings
 
 from sse_channel import SSEChannel, _sse_channel
 
+pytest_plugins = ["browsers"]
+
 HERE = Path(__file__).parent
 PATIENCE = 30.0  # seconds for a condition that machines in a hurry reach in milliseconds
 _names = itertools.count()

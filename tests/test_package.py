@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import tarfile
 import venv
 from pathlib import Path
 
 import pytest
 
 import sse_channel
+from parts import missing
 from sse_channel import configure
 from sse_channel.config import options
 
@@ -56,6 +59,7 @@ except ValueError as error:
     assert "comes too late" in str(error) and "memory://" in str(error)
 else:
     raise AssertionError("not refused")
+from sse_channel import configure
 from sse_channel.config import options
 assert options().retry == 2
 """
@@ -241,3 +245,43 @@ def test_pip_install_works_in_a_clean_virtual_environment(tmp_path):
     assert kept - {"__pycache__"} == {
         *("_sse_channel.abi3.so", "_sse_channel.pyi", "py.typed", "django")
     }
+    assert script_files(installed[0] / "django") == SCRIPT_FILES
+
+
+SCRIPT_FILES = {"shared-event-source.js", "shared-event-source.d.ts"}
+
+
+def script_files(app):
+    return {path.name for path in (app / "static" / "sse_channel").iterdir()}
+
+
+def test_the_sdist_has_the_script_for_browsers(tmp_path):
+    maturin = Path(sys.executable).with_name("maturin")
+    if not maturin.exists():
+        missing("maturin")
+    subprocess.run(
+        [maturin, "sdist", "--out", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    (path,) = tmp_path.iterdir()
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = (each for each in tmp_path.iterdir() if each.is_dir())
+    assert script_files(unpacked / "python" / "sse_channel" / "django") == SCRIPT_FILES
+
+
+def test_django_finds_the_script_for_browsers(script):
+    out = script(
+        """
+import django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["sse_channel.django", "django.contrib.staticfiles"])
+django.setup()
+from django.contrib.staticfiles.finders import find
+print(find("sse_channel/shared-event-source.js"))
+"""
+    )
+    assert Path(out.strip()).read_text().startswith("/**")

@@ -26,8 +26,10 @@ ALLOWED_HOSTS = [
     if host.strip()
 ]
 
-# The library's app brings manage.py sse_publish and sse_tail; streams work without it.
-INSTALLED_APPS = ["news", "sse_channel.django"]
+# The library's app brings the page's script, manage.py sse_publish and sse_tail; streams work
+# without it.
+INSTALLED_APPS = ["news", "sse_channel.django", "django.contrib.staticfiles"]
+STATIC_URL = "static/"
 
 # No GZipMiddleware: a compressor holds small frames back until its buffer is full.
 MIDDLEWARE = [

@@ -1,4 +1,4 @@
-"""The app, for projects that want its management commands: `sse_publish` and `sse_tail`."""
+"""The app, for projects that want `sse_publish`, `sse_tail`, and the script for browsers."""
 
 from django.apps import AppConfig
 
@@ -6,7 +6,7 @@ __all__ = ["SSEChannelConfig"]
 
 
 class SSEChannelConfig(AppConfig):
-    """``INSTALLED_APPS = ["sse_channel.django"]``: commands only, no models."""
+    """``INSTALLED_APPS = ["sse_channel.django"]``: commands and a static file, no models."""
 
     name = "sse_channel.django"
     # The last part of the name would be "django".

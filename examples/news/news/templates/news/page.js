@@ -1,9 +1,7 @@
-"use strict";
 {
   const SHOWN_ARTICLES = 50;
   const BUCKET_SECONDS = 5;
   const BUCKETS = 36;
-  const RETRY_MS = 3000;
 
   const byId = (id) => document.getElementById(id);
   const { stream, submit, now, total } = document.body.dataset;
@@ -162,9 +160,8 @@
 
   // --- The stream -------------------------------------------------------------------
 
-  const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…" };
+  const STATES = { connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", refused: "Refused" };
   let source = null;
-  let retry = null;
   let isFirstMessage = false;
 
   const setState = (state) => {
@@ -201,9 +198,9 @@
   };
 
   const connect = () => {
-    clearTimeout(retry);
     source?.close();
-    const opened = new EventSource(`${stream}?last_n=${byId("last-n").value}`);
+    // One connection for all tabs that show as many.
+    const opened = new SharedEventSource(`${stream}?last_n=${byId("last-n").value}`);
     source = opened;
     opened.onopen = () => {
       isFirstMessage = true;
@@ -211,10 +208,8 @@
     };
     opened.onmessage = (event) => receive(JSON.parse(event.data));
     opened.onerror = () => {
-      setState("reconnecting");
+      setState(opened.readyState === SharedEventSource.CLOSED ? "refused" : "reconnecting");
       byId("worker").textContent = "–";
-      // The browser reconnects by itself unless the answer was an error page.
-      if (opened.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS);
     };
     document.querySelectorAll("[data-last-n]").forEach((element) => {
       element.textContent = byId("last-n").value;
@@ -223,8 +218,6 @@
   };
 
   byId("last-n").addEventListener("change", connect);
-  // A page taken back from the history has lost its connection.
-  addEventListener("pageshow", (event) => event.persisted && connect());
 
   // --- The form ---------------------------------------------------------------------
 
