@@ -379,9 +379,9 @@ impl Hub {
             if !channel.heard {
                 lack.unheard.push(Arc::clone(&channel.name));
             }
+            // One that is heard anew has forgotten what it read before.
             if let Resume::After(last) = resume
-                && !channel.read
-                && (!channel.heard || last < channel.history.floor())
+                && (!channel.heard || (!channel.read && last < channel.history.floor()))
             {
                 lack.unread.push(Arc::clone(&channel.name));
             }
@@ -1337,6 +1337,22 @@ mod tests {
         assert!(join(Resume::Fresh)?.is_none() && !hub.has_rendered_clients(at));
         assert_eq!(hub.figures(key).counters.disconnected(Reason::Closed), 2);
         Ok(())
+    }
+
+    #[test]
+    fn a_channel_that_was_forgotten_is_read_back_again() {
+        let hub = Arc::new(Hub::new(Limits::default(), false));
+        let key = hub.channel("a", 9);
+        let id = |n| EventId { ms: 1, n };
+        let behind = Resume::After(id(1));
+        for round in [5, 9] {
+            let lack = hub.lack(&[key], behind);
+            assert_eq!((lack.unheard.len(), lack.unread.len()), (1, 1), "round {round}");
+            hub.hear("a", id(round));
+            hub.read_back("a", id(0), Vec::new());
+            assert!(hub.lack(&[key], behind).is_nothing());
+            assert!(hub.retire("a"));
+        }
     }
 
     #[test]

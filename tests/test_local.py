@@ -933,3 +933,33 @@ def test_a_damaged_store_is_replaced_for_its_readers_too(process, directory, unt
         return "'after'" in reader("[q.get() for _ in range(q.qsize())]")
 
     until(is_well, PATIENCE)
+
+
+def test_a_process_that_was_idle_reads_back_again_what_it_has_forgotten(script, tmp_path):
+    """What it read back before is forgotten with the last client, some seconds after it."""
+    script(
+        """
+import sys, time
+from sse_channel import SSEChannel, configure
+
+configure(bus=f"local://{sys.argv[1]}")
+channel = SSEChannel("a")
+first = channel.publish("first")
+
+def missed():
+    with channel.stream(last_event_id=first) as stream:
+        opening = next(stream)
+        assert b"stream-reset" not in opening, opening
+        return next(stream)
+
+channel.publish("second")
+assert missed().endswith(b"data: second\\n\\n")
+deadline = time.monotonic() + 60
+while channel.stats()["history"]["events"]:
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+channel.publish("third")
+assert missed().endswith(b"data: third\\n\\n")
+""",
+        str(tmp_path / "bus"),
+    )
