@@ -29,9 +29,17 @@ from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
 from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
+from .commit import apublish_on_commit, publish_on_commit
 from .identity import address_of, allow_origin, user_of
 
-__all__ = ["EventStreamResponse", "EventStreamView", "everybody", "last_event_id_of"]
+__all__ = [
+    "EventStreamResponse",
+    "EventStreamView",
+    "apublish_on_commit",
+    "everybody",
+    "last_event_id_of",
+    "publish_on_commit",
+]
 
 if settings.configured:
     # A mistake in the settings is told when the project starts, not at its first request.
