@@ -127,6 +127,12 @@ class Queue(Client):
             ValueError: a negative `timeout`.
         """
 
+    def _take_event(self) -> tuple[str | None, bytes, Any] | None:
+        """Without waiting: the oldest event's id, frame and message, or None. For tests.
+
+        The frame is b"" for an object that has no wire form.
+        """
+
     def get_nowait(self) -> Any:
         """Take the oldest message without waiting.
 
