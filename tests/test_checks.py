@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from django.core import checks
-from django.test import override_settings
+from django.core.handlers.wsgi import WSGIHandler
+from django.middleware.gzip import GZipMiddleware
+from django.test import RequestFactory, override_settings
 from django.urls import path as url
 
 from servers import EXAMPLE, Server, open_stream, open_streams
@@ -34,6 +36,12 @@ def _nothing_configured(monkeypatch, tmp_path):
 def memory():
     with config.overridden(bus="memory://"):
         yield
+
+
+class OwnCompressor(GZipMiddleware):
+    """A project's own, which compresses more."""
+
+    max_random_bytes = 0
 
 
 def check(deploy: bool = False) -> dict[str, checks.CheckMessage]:
@@ -343,6 +351,28 @@ def test_a_process_tells_once_what_stands_between(tmp_path, kind):
                 pass
         assert told(server) == ["W007"]
         assert re.search(r"\(compressed\.<locals>\.<genexpr> in .*/urls\.py\)", server.output())
+
+
+def test_a_process_tells_of_a_compressor_around_the_application(tmp_path):
+    arguments = ("observed.encoded:application",)
+    with Server("gunicorn-gevent", tmp_path, arguments=arguments) as server:
+        with open_stream(server, "/news/events/"):
+            pass
+        assert told(server) == ["W007"]
+        assert "the response got a Content-Encoding around the application" in server.output()
+
+
+@pytest.mark.parametrize(
+    "middleware", ["django.middleware.gzip.GZipMiddleware", "test_checks.OwnCompressor"]
+)
+def test_a_compressor_among_the_middleware_is_no_trap(name, middleware):
+    request = RequestFactory().get(f"/stream/{name}/", headers={"Accept-Encoding": "gzip, br"})
+    with override_settings(MIDDLEWARE=[middleware]):
+        response = WSGIHandler().get_response(request)
+        assert check() == {}
+    assert "Content-Encoding" not in response.headers
+    assert not response._is_wrapped
+    response.close()
 
 
 def test_uvicorn_tells_once_that_its_application_is_not_wrapped(tmp_path):

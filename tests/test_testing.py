@@ -409,7 +409,10 @@ except ValueError as error:
 assert settings.SSE_CHANNEL["RETRY"] == 5
 """
     )
-    says = {"environment": "the variable SSE_CHANNEL_RETRY", "configure": r"configure\(\)"}[above]
+    says = {
+        "environment": "the variable SSE_CHANNEL_RETRY",
+        "configure": r"configure\(\) or memory_bus\(\)",
+    }[above]
     assert re.match(rf"SSE_CHANNEL\['RETRY'\] = 7 has no effect: {says} says 9, which", out)
 
 

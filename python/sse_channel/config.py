@@ -227,7 +227,7 @@ def mistakes() -> list[str]:
 
 def strange_variables() -> dict[str, str]:
     """Environment variables that look like an option's and are none's, and what each may mean."""
-    known = [f"SSE_CHANNEL_{name}" for name in _known()]
+    known = [_variable(name) for name in Options._fields]
     strange = {}
     for variable in os.environ:
         if variable.startswith("SSE_CHANNEL_") and variable not in known:
@@ -299,7 +299,11 @@ def _check_that_nothing_is_above() -> None:
         return
     for name, value in wanted.items():
         if value is not None and value != in_force[name]:
-            above = "configure()" if name in _configured else f"the variable {_variable(name)}"
+            above = (
+                "configure() or memory_bus()"
+                if name in _configured
+                else f"the variable {_variable(name)}"
+            )
             raise ValueError(
                 f"SSE_CHANNEL[{name.upper()!r}] = {_shown(value)} has no effect: {above} says "
                 f"{_shown(in_force[name])}, which comes before Django's settings; take it away "

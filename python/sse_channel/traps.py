@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .config import options
 
 __all__ = [
+    "MEMORY_BUS_HINT",
     "Trap",
     "atomic_requests",
     "held_worker",
@@ -37,6 +38,13 @@ _REASONS = {
 }
 
 
+#: What to do about the bus of one process.
+MEMORY_BUS_HINT = (
+    "Leave BUS out of SSE_CHANNEL (local:// reaches every process of the project on this host) or "
+    "let it name a Redis."
+)
+
+
 class Trap(NamedTuple):
     """What is wrong, as Django's checks tell it."""
 
@@ -51,8 +59,7 @@ def memory_bus(told_by: str) -> Trap:
         "sse_channel.W001",
         f"The bus is memory://, and there are several workers ({told_by}): an event reaches only "
         "the clients of the worker that publishes it.",
-        "Leave BUS out of SSE_CHANNEL (local:// reaches every process of the project on this host) "
-        "or let it name a Redis.",
+        MEMORY_BUS_HINT,
     )
 
 
@@ -88,7 +95,10 @@ def atomic_requests(view: str, alias: str) -> Trap:
 
 def _wrapped(content: object) -> Trap:
     code = getattr(content, "gi_code", None) or getattr(content, "ag_code", None)
-    if code is not None:
+    if type(content).__module__.startswith("sse_channel."):
+        # Nothing in Django: the head of the response says so.
+        who = "the response got a Content-Encoding around the application"
+    elif code is not None:
         who = f"{getattr(content, '__qualname__', code.co_name)} in {code.co_filename}"
     else:
         who = f"{type(content).__module__}.{type(content).__qualname__}"

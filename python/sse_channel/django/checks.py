@@ -73,7 +73,7 @@ def check_deployed_bus(app_configs: Any = None, **options: Any) -> list[checks.C
         checks.Warning(
             "The bus is memory:// and DEBUG is off: no other process, be it a second worker, a "
             "task queue or a shell, reaches this one's clients, and a restart forgets all.",
-            hint=traps.memory_bus("").hint,
+            hint=traps.MEMORY_BUS_HINT,
             id="sse_channel.W002",
         )
     ]

@@ -45,8 +45,8 @@ def publish_on_commit(
 
     Args:
         channel: the channel or its name.
-        message, event: as for `SSEChannel.publish`; on a private channel too the message must have
-            a form as JSON.
+        message, event: as for `SSEChannel.publish`. On a private channel too the message must have
+            a form as JSON; its queues get the object itself.
         using: the database's alias; None for the default one.
 
     Raises:

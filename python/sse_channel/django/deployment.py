@@ -166,7 +166,7 @@ def _from_file(path: Path) -> dict[str, _Given]:
 def _literal(value: ast.expr) -> object:
     try:
         return ast.literal_eval(value)
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError):
         return _UNKNOWN
 
 
