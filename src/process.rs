@@ -19,6 +19,9 @@ use crate::timer::Timer;
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
+/// How many times the bus of a process was begun anew.
+static ERA: AtomicU64 = AtomicU64::new(0);
+
 /// Held for a clone, by threads that hold the interpreter: so never across a fork. Threads of this
 /// library's own must not take it.
 static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
@@ -26,6 +29,11 @@ static CURRENT: Mutex<Option<Arc<Process>>> = Mutex::new(None);
 /// How many forks lie between the first process and this one.
 pub fn generation() -> u64 {
     FORKS.load(Relaxed)
+}
+
+/// Changes when the bus of this process, and with it the hub of all named channels, is another.
+pub fn era() -> u64 {
+    ERA.load(Relaxed)
 }
 
 /// To be called in a forked child before anything else of this library.
@@ -37,15 +45,15 @@ pub fn forked() {
 #[derive(Debug)]
 pub struct Process {
     generation: u64,
-    /// The bus and the hub of all named channels, begun at the first of them.
-    named: OnceLock<Named>,
+    /// The bus and the hub of all named channels, begun at the first of them. Held for a clone.
+    named: Mutex<Option<Named>>,
     /// Hubs of private channels, so that the end of the process reaches their clients too.
     private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
     runtime: Runtime,
     offload: Arc<Offload>,
     /// Does what other processes tell about clients, once there is a bus.
-    control: OnceLock<Arc<Control>>,
+    control: Mutex<Option<Arc<Control>>>,
     admission: Admission,
     /// Milliseconds after which clients come back, as they were told last.
     retry: AtomicU64,
@@ -73,12 +81,12 @@ impl Process {
         }
         let process = Arc::new(Process {
             generation: generation(),
-            named: OnceLock::new(),
+            named: Mutex::default(),
             private: Mutex::default(),
             timer: OnceLock::new(),
             runtime: Runtime::default(),
             offload: Arc::default(),
-            control: OnceLock::new(),
+            control: Mutex::default(),
             admission: Admission::default(),
             retry: AtomicU64::new(0),
             farewell: Mutex::default(),
@@ -89,22 +97,42 @@ impl Process {
     }
 
     /// The bus and its hub, if a named channel was used.
-    pub fn named(&self) -> Option<&Named> {
-        self.named.get()
+    pub fn named(&self) -> Option<Named> {
+        lock(&self.named).clone()
     }
 
     /// The bus and its hub, begun by `settings` at the first call.
     ///
     /// # Errors
     /// `Bus` for settings that cannot be.
-    pub fn open(&self, settings: &Settings) -> Result<&Named> {
-        if let Some(named) = self.named.get() {
+    pub fn open(&self, settings: &Settings) -> Result<Named> {
+        if let Some(named) = self.named() {
             return Ok(named);
         }
-        let named = settings.open(&self.runtime)?;
-        let named = self.named.get_or_init(|| named);
-        self.control.get_or_init(|| Control::install(&named.hub, &self.offload));
-        Ok(named)
+        let opened = settings.open(&self.runtime)?;
+        let mut named = lock(&self.named);
+        if let Some(named) = named.as_ref() {
+            // Another thread was quicker.
+            return Ok(named.clone());
+        }
+        *lock(&self.control) = Some(Control::install(&opened.hub, &self.offload));
+        Ok(named.insert(opened).clone())
+    }
+
+    /// Ends all streams, every client of a named channel, and the bus; the next use of a named
+    /// channel begins another. For tests: it waits for offloaded clients, two seconds at the most.
+    pub fn begin_bus_anew(&self) {
+        let named = lock(&self.named).take();
+        ERA.fetch_add(1, Relaxed);
+        self.end_streams();
+        self.finish_streams();
+        if let Some(named) = named {
+            named.hub.close(Reason::Exit);
+            named.bus.close();
+            // Channels may hold it until their next use: its files must be closed before a fork.
+            named.bus.before_fork();
+            named.bus.after_fork();
+        }
     }
 
     /// A hub of its own for a private channel.
@@ -139,8 +167,8 @@ impl Process {
     }
 
     /// What does as other processes tell, if there is a bus.
-    pub fn control(&self) -> Option<&Arc<Control>> {
-        self.control.get()
+    pub fn control(&self) -> Option<Arc<Control>> {
+        lock(&self.control).clone()
     }
 
     /// The connections of this process that left Python.
@@ -190,7 +218,7 @@ impl Process {
 
     fn hubs(&self) -> Vec<Arc<Hub>> {
         let private = lock(&self.private);
-        let named = self.named.get().map(|named| Arc::clone(&named.hub));
+        let named = self.named().map(|named| named.hub);
         named.into_iter().chain(private.iter().filter_map(WeakHub::upgrade)).collect()
     }
 
@@ -201,7 +229,7 @@ impl Process {
         for hub in self.hubs() {
             hub.close(reason);
         }
-        if let Some(named) = self.named.get() {
+        if let Some(named) = self.named() {
             named.bus.close();
         }
         self.runtime.shut_down();

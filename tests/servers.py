@@ -66,6 +66,9 @@ OFFLOADING_KINDS = [
     *("uvicorn-asyncio-h11", "uvicorn-uvloop-httptools"),
 ]
 
+# Its application is among its arguments.
+_COMMANDS["uvicorn-plain"] = _UVICORN
+
 # None of these is known.
 _COMMANDS |= {
     "hypercorn": [

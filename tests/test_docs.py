@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The documents' Python runs as it stands there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,45 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-)
+
+
+def blocks_of(document: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of("README.md")
+IN_DJANGO = blocks_of("docs/django.md")
+# A project of the news example's app, whose URLs are those of the block.
+PROJECT = """
+import os
+os.environ.pop("SSE_CHANNEL_BUS", None)
+import django
+import pytest
+from django.conf import settings
+pytest_plugins = ["sse_channel.testing.pytest_plugin"]
+
+def pytest_configure():
+    settings.configure(
+        ALLOWED_HOSTS=["testserver"],
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        INSTALLED_APPS=[
+            "django.contrib.contenttypes", "django.contrib.auth", "rest_framework", "news",
+            "sse_channel.django",
+        ],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        ROOT_URLCONF="test_block",
+        SSE_CHANNEL={"BUS": "memory://"},
+        USE_TZ=True,
+    )
+    django.setup()
+    from django.core.management import call_command
+    call_command("migrate", verbosity=0)
+
+def pytest_sessionfinish():
+    from django.core.management import call_command
+    call_command("check")
+"""
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -20,6 +56,21 @@ def test_the_readmes_code_runs(script, code):
 
 def test_the_readme_has_code_to_run():
     assert len(BLOCKS) >= 5
+    assert len(IN_DJANGO) >= 4
+
+
+@pytest.mark.parametrize("code", IN_DJANGO, ids=range(len(IN_DJANGO)))
+def test_the_code_for_django_projects_runs(script, tmp_path, code):
+    (tmp_path / "conftest.py").write_text(PROJECT)
+    (tmp_path / "test_block.py").write_text(
+        f"urlpatterns = []\n{code}\n\ndef test_it_was_loaded():\n    pass\n"
+    )
+    out = script(
+        "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))",
+        *("-q", "-p", "no:cacheprovider", str(tmp_path)),
+        PYTHONPATH=str(ROOT / "examples" / "news"),
+    )
+    assert f"{1 + len(re.findall('def test_', code))} passed" in out
 
 
 def test_links_of_the_documents_lead_somewhere():

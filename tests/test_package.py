@@ -138,7 +138,7 @@ def test_a_bad_option_is_named_and_changes_nothing(fresh_options, given, error, 
 
 def test_a_bad_option_elsewhere_is_named_with_its_place(fresh_options, monkeypatch, settings_with):
     settings_with({"RETRI": 1})
-    with pytest.raises(ValueError, match="no option 'RETRI'; the options are BACKLOG_BYTES"):
+    with pytest.raises(ValueError, match="no option 'RETRI'; did you mean 'RETRY'"):
         options()
     settings_with({"RETRY": None})
     with pytest.raises(TypeError, match=r"SSE_CHANNEL\['RETRY'\] in Django's settings"):
@@ -223,7 +223,7 @@ except ValueError as error:
     print(error)
 """
     )
-    assert "has no option 'RETYR'; the options are BACKLOG_BYTES" in out
+    assert "has no option 'RETYR'; did you mean 'RETRY'? The options are BACKLOG_BYTES" in out
 
 
 @pytest.mark.timeout(600)

@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "after_fork",
     "before_fork",
+    "begin_bus_anew",
     "bus_figures",
     "bus_url",
     "check_bus",
@@ -126,6 +127,12 @@ class Queue(Client):
             ValueError: a negative `timeout`.
         """
 
+    def _take_event(self) -> tuple[str | None, bytes, Any] | None:
+        """Without waiting: the oldest event's id, frame and message, or None. For tests.
+
+        The frame is b"" for an object that has no wire form.
+        """
+
     def get_nowait(self) -> Any:
         """Take the oldest message without waiting.
 
@@ -216,6 +223,9 @@ class Stream(Client):
     @property
     def number(self) -> int | None:
         """What tells the client from all others of the process; None for one that has left."""
+
+    def _set_heartbeat(self, heartbeat: float) -> None:
+        """Change the seconds of idleness after which a step gives a comment, for tests."""
 
     def _set_opener(self, opener: _Opener) -> None:
         """Have the first step open the stream by calling `opener`."""
@@ -454,6 +464,12 @@ def bus_url() -> str | None:
 
 def check_bus(url: str) -> str | None:
     """Why a bus URL cannot be used, or None."""
+
+def begin_bus_anew() -> None:
+    """End all streams and the bus; the next use of a named channel begins it by new options.
+
+    For tests: it waits for offloaded clients, two seconds at the most.
+    """
 
 def close_all() -> None:
     """End every client of this process, and its bus."""

@@ -11,6 +11,7 @@ from .config import options
 from .control import disconnect, user_key
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .offload import refused
+from .prepared import unsent
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
 from .waiting import close_at_exit
@@ -352,6 +353,7 @@ def stats() -> dict[str, Any]:
         ``process``: the process id. ``bus``: its ``url`` (without a password), its ``lag`` (seconds
         between the ordering of the newest event that came from another process and its delivery
         here), publishes ``waiting`` for it, whether it is ``connected``, and its ``reconnects``.
+        ``unsent``: events of `publish_on_commit` that it did not take.
         ``render``: ``renderings`` now, events ``rendered``, and ``errors`` raised by `render=`.
         ``clients``, ``published``, ``received``, ``delivered``, ``dropped``, ``bytes``,
         ``disconnected``: sums over all named channels. ``channels``: for each name, ``clients`` now
@@ -373,6 +375,7 @@ def stats() -> dict[str, Any]:
             "connected": False,
             "reconnects": 0,
         },
+        "unsent": sum(unsent.values()),
         "offload": {**_sse_channel.offload_figures(), "refused": dict(refused)},
         "render": rendering.figures(),
         "clients": {"queue": 0, "stream": 0, "socket": 0},

@@ -30,20 +30,32 @@ Each option is looked up in this order; the first place that names it wins:
 host), ``local:///a/directory`` (the same, in a directory of your choice) or
 ``redis://[user:password@]host[:port][/db][?prefix=name]`` (any number of hosts; ``rediss://`` with
 TLS). The bus is begun at the first use of a channel with a name and stays for the life of the
-process.
+process. Only tests change it: Django's ``override_settings(SSE_CHANNEL=...)`` begins it anew, and
+so does what `sse_channel.testing` has.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from . import _sse_channel
 
-__all__ = ["Options", "bus_settings", "configure", "options", "project"]
+__all__ = [
+    "Options",
+    "bus_settings",
+    "configure",
+    "mistakes",
+    "options",
+    "overridden",
+    "project",
+    "strange_variables",
+]
 
 
 class Options(NamedTuple):
@@ -197,19 +209,113 @@ def options() -> Options:
     if _in_force is not None and (_in_force.with_django or not _django_is_configured()):
         return _in_force.options
     settings = _django_settings()
-    read: dict[str, Any] = {}
-    for name in Options._fields:
-        variable = f"SSE_CHANNEL_{name.upper()}"
-        if name in _configured:
-            read[name] = _configured[name]
-        elif variable in os.environ:
-            value = _from_text(name, os.environ[variable], variable)
-            read[name] = _check(name, value, f"the environment variable {variable}")
-        elif name.upper() in settings:
-            place = f"SSE_CHANNEL[{name.upper()!r}] in Django's settings"
-            read[name] = _check(name, settings[name.upper()], place)
+    read: dict[str, Any] = {
+        name: value for name in Options._fields if (value := _read(name, settings)) is not None
+    }
     _in_force = _InForce(Options(**read), _django_is_configured())
+    _watch_overrides()
     return _in_force.options
+
+
+def mistakes() -> list[str]:
+    """Tell all that is wrong with the options, in whichever place; `options` raises the first."""
+    try:
+        settings = _given()
+    except TypeError as error:
+        return [str(error)]
+    found = [_unknown(name) for name in settings if name not in _known()]
+    for name in Options._fields:
+        try:
+            _read(name, settings)
+        except (TypeError, ValueError) as error:
+            found.append(str(error))
+    return found
+
+
+def strange_variables() -> dict[str, str]:
+    """Environment variables that look like an option's and are none's, and what each may mean."""
+    known = [_variable(name) for name in Options._fields]
+    strange = {}
+    for variable in os.environ:
+        if variable.startswith("SSE_CHANNEL_") and variable not in known:
+            # Others may have variables of that kind: only what is nearly an option's is strange.
+            close = difflib.get_close_matches(variable.upper(), known, 1, 0.9)
+            if close:
+                strange[variable] = close[0]
+    return strange
+
+
+@contextlib.contextmanager
+def overridden(**given: Any) -> Iterator[None]:
+    """Have other options within, above all other places, and a bus begun anew. For tests."""
+    global _configured
+    checked = {name: _check(name, value, f"{name}=...") for name, value in given.items()}
+    before = _configured
+    _configured = {**before, **checked}
+    _begin_anew()
+    try:
+        yield
+    finally:
+        _configured = before
+        _begin_anew()
+
+
+def _begin_anew() -> None:
+    global _in_force
+    _in_force = None
+    _sse_channel.begin_bus_anew()
+    _begun.clear()
+
+
+_is_watching = False
+
+
+def _watch_overrides() -> None:
+    """Follow Django's `override_settings`, which tests use."""
+    global _is_watching
+    if not _is_watching and _django_is_configured():
+        from django.core.signals import setting_changed
+
+        setting_changed.connect(_setting_changed, dispatch_uid="sse_channel.config")
+        _is_watching = True
+
+
+def _setting_changed(*, setting: str, enter: bool, **_: Any) -> None:
+    global _in_force
+    if setting != "SSE_CHANNEL":
+        return
+    _in_force = None
+    if enter:
+        _check_that_nothing_is_above()
+    try:
+        now = options()._asdict()
+    except (TypeError, ValueError):
+        # Told at the next use; this may be a test of just that.
+        return
+    if _sse_channel.bus_url() is not None and any(now[name] != _begun[name] for name in _begun):
+        _begin_anew()
+
+
+def _check_that_nothing_is_above() -> None:
+    """Raise for a setting that another place hides: a test would run with other options."""
+    try:
+        settings = _django_settings()
+        wanted = {name: _from_settings(name, settings) for name in Options._fields}
+        in_force = options()._asdict()
+    except (TypeError, ValueError):
+        return
+    for name, value in wanted.items():
+        if value is not None and value != in_force[name]:
+            above = (
+                "configure() or memory_bus()"
+                if name in _configured
+                else f"the variable {_variable(name)}"
+            )
+            raise ValueError(
+                f"SSE_CHANNEL[{name.upper()!r}] = {_shown(value)} has no effect: {above} says "
+                f"{_shown(in_force[name])}, which comes before Django's settings; take it away "
+                "for the tests"
+            )
 
 
 def _django_is_configured() -> bool:
@@ -217,7 +323,8 @@ def _django_is_configured() -> bool:
     return conf is not None and conf.settings.configured
 
 
-def _django_settings() -> dict[str, Any]:
+def _given() -> dict[str, Any]:
+    """Django's setting, as it is."""
     conf = sys.modules.get("django.conf")
     if conf is None:
         return {}
@@ -229,14 +336,51 @@ def _django_settings() -> dict[str, Any]:
         raise TypeError(
             f"SSE_CHANNEL in Django's settings must be a dict, not {type(given).__name__}"
         )
-    known = [name.upper() for name in Options._fields]
-    for name in given:
-        if name not in known:
-            raise ValueError(
-                f"SSE_CHANNEL in Django's settings has no option {name!r}; "
-                f"the options are {', '.join(known)}"
-            )
     return given
+
+
+def _django_settings() -> dict[str, Any]:
+    given = _given()
+    for name in given:
+        if name not in _known():
+            raise ValueError(_unknown(name))
+    return given
+
+
+def _known() -> list[str]:
+    return [name.upper() for name in Options._fields]
+
+
+def _unknown(name: object) -> str:
+    known = _known()
+    close = difflib.get_close_matches(str(name).upper(), known, 1)
+    hint = f"did you mean {close[0]!r}? The" if close else "the"
+    return (
+        f"SSE_CHANNEL in Django's settings has no option {name!r}; "
+        f"{hint} options are {', '.join(known)}"
+    )
+
+
+def _variable(name: str) -> str:
+    return f"SSE_CHANNEL_{name.upper()}"
+
+
+def _read(name: str, settings: dict[str, Any]) -> object:
+    """The option from the first place that names it, None when none does."""
+    variable = _variable(name)
+    if name in _configured:
+        return _configured[name]
+    if variable in os.environ:
+        value = _from_text(name, os.environ[variable], variable)
+        return _check(name, value, f"the environment variable {variable}")
+    return _from_settings(name, settings)
+
+
+def _from_settings(name: str, settings: dict[str, Any]) -> object:
+    option = name.upper()
+    if option not in settings:
+        return None
+    return _check(name, settings[option], f"SSE_CHANNEL[{option!r}] in Django's settings")
 
 
 def _from_text(name: str, text: str, variable: str) -> object:
@@ -265,9 +409,7 @@ def _check(name: str, value: object, place: str) -> object:
             raise TypeError(f"{place} must be a URL as str, not {type(value).__name__}")
         problem = _sse_channel.check_bus(value)
         if problem is not None:
-            # Without a password: errors end in logs.
-            shown = re.sub("//.*@", "//***@", value, flags=re.DOTALL)
-            raise ValueError(f"{place} is {shown!r}, {problem}")
+            raise ValueError(f"{place} is {_shown(value)}, {problem}")
         return value
     if name == "cors_origins":
         return _check_origins(value, place)
@@ -305,6 +447,13 @@ def _check_origins(value: object, place: str) -> tuple[str, ...]:
     if "*" in value and len(value) > 1:
         raise ValueError(f'{place} has "*" beside other origins; name either all or some')
     return tuple(value)
+
+
+def _shown(value: object) -> str:
+    """A value without a password: errors end in logs."""
+    return repr(
+        re.sub("//.*@", "//***@", value, flags=re.DOTALL) if isinstance(value, str) else value
+    )
 
 
 def bus_settings() -> tuple[str, str, int, int]:

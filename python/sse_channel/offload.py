@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import _sse_channel
 from .config import options
+from .traps import note_refused
 
 if TYPE_CHECKING:
     from .stream import EventStream
@@ -46,9 +47,10 @@ class Refused(Exception):
     """The stream stays with the server; the argument says why, in a word."""
 
 
-def refuse(reason: str) -> None:
-    """Count a stream that was not offloaded."""
+def refuse(reason: str, content: object = None) -> None:
+    """Count a stream that was not offloaded; `content` is what the server iterates instead."""
     refused[reason] += 1
+    note_refused(reason, content)
 
 
 class Backlog(NamedTuple):

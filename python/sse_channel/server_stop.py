@@ -17,6 +17,7 @@ from typing import Any
 
 from . import _sse_channel
 from .config import options
+from .traps import note_gunicorn, note_uvicorn
 
 __all__ = ["end_streams", "watch_server"]
 
@@ -67,6 +68,7 @@ def _watch_gunicorn(base: Any) -> None:
                 if not isinstance(vars(type(worker)).get("alive"), _Alive):
                     type(worker).alive = _Alive()
                 _watched_in = os.getpid()
+                note_gunicorn(worker)
                 if not worker.alive:
                     # By this very request, the last of its share; or it came late.
                     end_streams(wait=False)
@@ -88,6 +90,7 @@ def _watch_uvicorn(module: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(None, end_streams, True)
 
     server.shutdown = shutdown
+    note_uvicorn(server)
     servers = getattr(server, "servers", [])
     if server.should_exit or (servers and not any(each.is_serving() for each in servers)):
         # The first stream of all came when the stop had begun.

@@ -21,12 +21,12 @@ use crate::ticket::{Answering, Ticket};
 pub fn named(py: Python<'_>) -> PyResult<Named> {
     let process = Process::current();
     if let Some(named) = process.named() {
-        return Ok(named.clone());
+        return Ok(named);
     }
     let settings: Settings =
         py.import("sse_channel.config")?.getattr("bus_settings")?.call0()?.extract()?;
     match process.open(&settings) {
-        Ok(named) => Ok(named.clone()),
+        Ok(named) => Ok(named),
         Err(error) => Err(PyValueError::new_err(format!(
             "the bus cannot be begun: BUS names something {error}"
         ))),

@@ -37,6 +37,7 @@ pub struct Channel {
 #[derive(Clone)]
 pub struct Place {
     generation: u64,
+    era: u64,
     /// Its hub.
     pub hub: Arc<Hub>,
     /// Its place there.
@@ -47,12 +48,19 @@ pub struct Place {
 }
 
 impl Channel {
+    fn is_current(&self, place: &Place) -> bool {
+        place.generation == process::generation()
+            && (place.era == process::era() || self.name.is_none())
+    }
+
     fn place(&self, py: Python<'_>) -> PyResult<Place> {
         if let Some(known) = lock(&self.place).as_ref()
-            && known.generation == process::generation()
+            && self.is_current(known)
         {
             return Ok(known.clone());
         }
+        // Before the bus is asked for: if another comes meanwhile, it is looked for again.
+        let era = process::era();
         let (hub, bus) = match self.name {
             Some(_) => {
                 let named = bus::named(py)?;
@@ -64,14 +72,19 @@ impl Channel {
         let mut place = lock(&self.place);
         if let Some(known) = place.as_ref() {
             // Another thread was here meanwhile.
-            if known.generation == process::generation() {
+            if self.is_current(known) {
                 return Ok(known.clone());
             }
         }
         let counters = hub.counters(key).unwrap_or_default();
-        let found = Place { generation: process::generation(), hub, key, counters, bus };
-        // The parent's hub is left as it is: dropping it would touch its locks.
-        std::mem::forget(place.replace(found.clone()));
+        let generation = process::generation();
+        let found = Place { generation, era, hub, key, counters, bus };
+        let former = place.replace(found.clone());
+        drop(place);
+        if former.as_ref().is_some_and(|former| former.generation != generation) {
+            // The parent's hub is left as it is: dropping it would touch its locks.
+            std::mem::forget(former);
+        }
         Ok(found)
     }
 }
@@ -406,6 +419,13 @@ pub fn figures(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         }
     }
     Ok(all)
+}
+
+/// Ends all streams and the bus; the next use of a named channel begins it by the options of then.
+#[pyfunction]
+pub fn begin_bus_anew(py: Python<'_>) {
+    let process = Process::current();
+    py.detach(|| process.begin_bus_anew());
 }
 
 /// Ends every client of this process, at the interpreter's exit.

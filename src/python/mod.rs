@@ -25,7 +25,9 @@ mod _sse_channel {
     #[pymodule_export]
     use super::bus::{after_fork, before_fork, bus_figures, bus_url, check_bus};
     #[pymodule_export]
-    use super::channel::{Channel, close_all, encode_frame, figures, prepare, register};
+    use super::channel::{
+        Channel, begin_bus_anew, close_all, encode_frame, figures, prepare, register,
+    };
     #[pymodule_export]
     use super::channel::{revocations, watch_streams};
     #[pymodule_export]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::event::{Draft, Event, Format};
 use crate::metrics::Reason;
@@ -33,6 +34,9 @@ impl<'py> FromPyObject<'_, 'py> for Truth {
         object.is_truthy().map(Truth)
     }
 }
+
+/// Its id, its frame and its message.
+type TakenEvent<'py> = (Option<String>, Bound<'py, PyBytes>, Py<PyAny>);
 
 fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
     slf.as_super().get()
@@ -118,6 +122,19 @@ impl Queue {
     /// Whether a reader was told of the close before; from now on one was.
     fn _tell_closed(&self) -> bool {
         self.told_closed.swap(true, Relaxed)
+    }
+
+    /// The oldest event without waiting: its id, its frame (b"" for an object that has no wire form)
+    /// and its message. None when there is none.
+    fn _take_event<'py>(
+        slf: &Bound<'py, Self>,
+        py: Python<'py>,
+    ) -> PyResult<Option<TakenEvent<'py>>> {
+        let client = client(slf);
+        let Taken::Event(event) = take_now(client) else { return Ok(None) };
+        let id = event.id.map(|id| id.to_string());
+        let frame = PyBytes::new(py, &event.frame);
+        Ok(Some((id, frame, give(py, client, Taken::Event(event))?)))
     }
 
     /// Take the oldest message without waiting.

@@ -29,7 +29,8 @@ const STEP: usize = 64 << 10;
 /// A client whose frames a Python server takes.
 #[pyclass(frozen, subclass, extends = Client, module = "sse_channel._sse_channel")]
 pub struct Stream {
-    heartbeat: Option<Duration>,
+    /// Tests change it, so that waiting for events has an end.
+    heartbeat: Mutex<Option<Duration>>,
     /// What goes out before anything live: the opening, a reset.
     prelude: Mutex<VecDeque<Bytes>>,
     /// Where it was registered.
@@ -73,7 +74,7 @@ impl Stream {
 
     /// How long it may be idle until a heartbeat is sent.
     pub fn every(&self) -> Option<Duration> {
-        self.heartbeat
+        *lock(&self.heartbeat)
     }
 
     /// Notes where it was registered.
@@ -280,7 +281,7 @@ impl Stream {
             client.core.set_slot(Arc::new(slot));
         }
         let stream = Stream {
-            heartbeat,
+            heartbeat: Mutex::new(heartbeat),
             prelude: Mutex::new(prelude),
             cursor: OnceLock::new(),
             initial: Mutex::new(None),
@@ -295,7 +296,14 @@ impl Stream {
     /// Seconds of idleness after which a comment is sent; None for never.
     #[getter]
     fn heartbeat(&self) -> Option<f64> {
-        self.heartbeat.map(|every| every.as_secs_f64())
+        self.every().map(|every| every.as_secs_f64())
+    }
+
+    /// From the next step on.
+    fn _set_heartbeat(&self, heartbeat: &Bound<'_, PyAny>) -> PyResult<()> {
+        let heartbeat = duration(Some(heartbeat), "heartbeat")?;
+        *lock(&self.heartbeat) = heartbeat;
+        Ok(())
     }
 
     fn __iter__<'py>(slf: Bound<'py, Self>) -> Bound<'py, Self> {
@@ -321,7 +329,7 @@ impl Stream {
                 Step::End => return Ok(None),
                 Step::Initial(initial) => first_payload(initial.bind(py))
                     .map(|first| first.map(|first| stream._coded(&first))),
-                Step::Idle => wait::take(py, client, stream.heartbeat).map(|taken| match taken {
+                Step::Idle => wait::take(py, client, stream.every()).map(|taken| match taken {
                     Taken::Event(event) => Some(stream.chunk(py, client, &event)),
                     Taken::Empty => Some(stream.coded(py, HEARTBEAT, false)),
                     Taken::Closed => None,

@@ -151,7 +151,7 @@ fn wait_for_signals_too<T: Park>(
         return Ok(());
     }
     let process = Process::current();
-    let waited = match py.detach(|| poll_once(&wakeups, process.named(), deadline)) {
+    let waited = match py.detach(|| poll_once(&wakeups, process.named().as_ref(), deadline)) {
         // A signal that came while this thread waited for the GIL is raised before the take; and
         // its handler may have waited itself, and taken this thread's rings: the caller looks.
         Ok(()) | Err(Errno::INTR) => py.check_signals(),

@@ -63,7 +63,11 @@ def dressed(request: HttpRequest) -> HttpResponse:
 def compressed(request: HttpRequest) -> HttpResponse:
     """A stream around which somebody put something else."""
     response = EventStreamResponse(request, sse_channel, heartbeat=1)
-    response.streaming_content = (chunk.upper() for chunk in response)
+    content = response.streaming_content
+    if response.is_async:
+        response.streaming_content = (chunk.upper() async for chunk in content)
+    else:
+        response.streaming_content = (chunk.upper() for chunk in content)
     return response
 
 

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
+from django.apps import apps
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
@@ -31,12 +32,22 @@ from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
 from ..rendering import release_with
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
+from ..traps import note_plain_asgi
+from .commit import apublish_on_commit, publish_on_commit
 from .identity import address_of, allow_origin, user_of
 
-__all__ = ["EventStreamResponse", "EventStreamView", "everybody", "last_event_id_of"]
+__all__ = [
+    "EventStreamResponse",
+    "EventStreamView",
+    "apublish_on_commit",
+    "everybody",
+    "last_event_id_of",
+    "publish_on_commit",
+]
 
-if settings.configured:
-    # A mistake in the settings is told when the project starts, not at its first request.
+if settings.configured and (apps.apps_ready or not apps.loading):
+    # A mistake in the settings is told when the project starts, not at its first request. While
+    # Django loads the apps, the app itself sees to it.
     options()
 
 
@@ -205,7 +216,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 raise Refused("wrapped")
             other_end = take_over_wsgi(stream, self._environ, self._backlog)
         except Refused as reason:
-            refuse(str(reason))
+            refuse(str(reason), getattr(self, "_iterator", None))
             return False
         # Closed with the response, when the server has written to it what it had to.
         self._other_end = other_end
@@ -224,10 +235,11 @@ class EventStreamResponse(StreamingHttpResponse):
             if self._is_wrapped:
                 raise Refused("wrapped")
             if self._exchange is None:
+                note_plain_asgi()
                 raise Refused("server")
             await self._exchange.take_over(stream, self._backlog)
         except Refused as reason:
-            refuse(str(reason))
+            refuse(str(reason), getattr(self, "_iterator", None))
             return False
         return True
 

@@ -1,0 +1,129 @@
+"""What tests of an application need: see what was published, read a view's stream, a fresh bus.
+
+    from sse_channel.testing import capture, connect, memory_bus
+
+    with capture("news") as published:
+        client.post("/articles/", {"headline": "Rain"})
+    assert published.messages == [{"headline": "Rain"}]
+
+    with connect(client, "/stream/") as stream:
+        sse_channel.publish("x")
+        assert stream.next().data == "x"
+
+Nothing here is replaced by a stand-in: events go through the bus. For pytest there are fixtures in
+`sse_channel.testing.pytest_plugin`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from ..config import overridden
+from ..parser import EventStreamParser, ReceivedEvent
+from .captured import Captured, PublishedEvent
+from .reader import AsyncEventReader, EventReader, check_response
+
+__all__ = [
+    "AsyncEventReader",
+    "Captured",
+    "EventReader",
+    "EventStreamParser",
+    "PublishedEvent",
+    "ReceivedEvent",
+    "aconnect",
+    "capture",
+    "connect",
+    "memory_bus",
+    "parse",
+]
+
+
+def capture(*channels: Any) -> Captured:
+    """Collect what is published to `channels` from now on, until the `with` block ends.
+
+    What this process publishes is there when `publish` has returned. What others publish comes when
+    it comes: `Captured.wait` waits for it. An event without data, a comment alone, is left out.
+
+    Args:
+        channels: channels or their names; without any, the channel ``"default"``.
+
+    Raises:
+        TypeError: something that is neither a channel nor a name.
+        BusError: as `SSEChannel.listen`.
+    """
+    return Captured(channels)
+
+
+def connect(client: Any, path: str, data: Any = None, **request: Any) -> EventReader:
+    """Open the stream of a view, as a browser does: a context manager that reads its events.
+
+    Args:
+        client: a `django.test.Client`.
+        path, data, request: as for its method `get`; ``Accept: text/event-stream`` is set.
+
+    Raises:
+        AssertionError: the view answered anything but 200 and an event stream; it says what.
+        TypeError: it answered with a stream that is none of this library's.
+    """
+    response = client.get(path, data, **_accepting(request))
+    check_response(response, path)
+    return EventReader(response)
+
+
+@asynccontextmanager
+async def aconnect(
+    client: Any, path: str, data: Any = None, **request: Any
+) -> AsyncIterator[AsyncEventReader]:
+    """`connect` for a `django.test.AsyncClient`: an asynchronous context manager.
+
+    Raises:
+        AssertionError, TypeError: as `connect`.
+    """
+    response = await client.get(path, data, **_accepting(request))
+    check_response(response, path)
+    async with AsyncEventReader(response) as reader:
+        yield reader
+
+
+def parse(source: Any) -> list[ReceivedEvent]:
+    """Parse the events of a stream, as a browser would dispatch them.
+
+    Args:
+        source: bytes or text of a stream; or a response: one of a view, of which what is there now
+            is read without waiting, and which is closed then; or any that has its body as bytes in
+            ``content``.
+
+    Raises:
+        TypeError: none of these, or an asynchronous response: `aconnect` reads that.
+    """
+    if isinstance(source, str):
+        source = source.encode()
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        if getattr(source, "streaming", False):
+            with EventReader(source) as reader:
+                return reader.read()
+        source = getattr(source, "content", source)
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"a stream's bytes or a response can be parsed, not {type(source).__name__}"
+        )
+    return EventStreamParser().feed(bytes(source))
+
+
+@contextmanager
+def memory_bus() -> Iterator[None]:
+    """Have an empty ``memory://`` bus within, whatever the settings say: nothing to clean up.
+
+    A context manager, and a decorator of functions. It begins the bus of this process anew, and
+    once more at its end: queues and streams that are open then are closed. Other processes do not
+    hear it.
+    """
+    with overridden(bus="memory://"):
+        yield
+
+
+def _accepting(request: dict[str, Any]) -> dict[str, Any]:
+    headers = {"Accept": "text/event-stream", **(request.get("headers") or {})}
+    return {**request, "headers": headers}
