@@ -169,6 +169,19 @@ def test_connect_says_what_else_was_answered(name):
         connect(Client(), "/nowhere/")
 
 
+def test_a_compressed_stream_is_read_as_a_browser_does(channel, name):
+    request = RequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+    with EventReader(EventStreamResponse(request, name, compress=True)) as stream:
+        assert stream.response.headers["Content-Encoding"] == "gzip"
+        assert stream.read() == []
+        channel.publish("x" * 1000)
+        assert stream.next().data == "x" * 1000
+        with pytest.raises(TimeoutError):
+            stream.next(timeout=SOON)
+        channel.publish("y")
+        assert [event.data for event in stream.read()] == ["y"]
+
+
 def test_the_responses_of_a_view_can_be_read_without_a_client(channel, name):
     with EventReader(stream_view(RequestFactory().get("/"), name)) as stream:
         channel.publish("x")

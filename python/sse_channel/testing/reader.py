@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class _Reader:
         self._iterator: Any = response._iterator
         self._stream = _stream_of(response)
         self._parser = EventStreamParser()
+        is_compressed = response.headers.get("Content-Encoding") == "gzip"
+        self._unzip = zlib.decompressobj(zlib.MAX_WBITS + 16) if is_compressed else None
         self._ahead: deque[ReceivedEvent] = deque()
 
     @property
@@ -66,6 +69,8 @@ class _Reader:
 
     def _feed(self, chunk: bytes) -> bool:
         """Take a chunk; whether it says that nothing waits."""
+        if self._unzip is not None:
+            chunk = self._unzip.decompress(chunk)
         events = self._parser.feed(chunk)
         self.events += events
         self._ahead += events
