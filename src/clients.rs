@@ -157,7 +157,8 @@ impl Slot {
 
     /// Tells who watched already when it was opened that it has begun.
     pub fn tell_begin(&self) {
-        if self.holder.channels.is_some() && self.is_told.set(()).is_ok() {
+        let is_watched = self.holder.channels.is_some() && self.taken.watcher.get().is_some();
+        if is_watched && self.is_told.set(()).is_ok() {
             self.tell(&[("told", "connected")]);
         }
     }

@@ -18,6 +18,17 @@ pub struct EventId {
     pub n: u64,
 }
 
+impl EventId {
+    /// The id right before it.
+    pub fn before(self) -> EventId {
+        match (self.ms, self.n) {
+            (0, 0) => self,
+            (ms, 0) => EventId { ms: ms - 1, n: u64::MAX },
+            (ms, n) => EventId { ms, n: n - 1 },
+        }
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.n)

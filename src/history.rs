@@ -111,7 +111,7 @@ impl History {
             }
             if let Some(oldest) = self.events.pop_front() {
                 self.bytes -= oldest.weight();
-                self.floor = oldest.id.unwrap_or(self.floor);
+                self.floor = oldest.id.unwrap_or(self.floor).max(self.floor);
                 discarded.push(oldest);
             }
         }
@@ -120,6 +120,7 @@ impl History {
     /// Takes what a store still has from before the oldest event kept here: all of its `events`
     /// after `floor`, oldest first. Keeps the newest of them that its limits allow.
     pub fn prepend(&mut self, floor: EventId, mut events: Vec<Arc<Event>>) {
+        let before = self.events.len();
         while let Some(event) = events.pop() {
             let weight = event.weight();
             let Some(id) = event.id else { continue };
@@ -127,7 +128,9 @@ impl History {
                 continue;
             }
             if self.events.len() >= self.limit || self.bytes + weight > self.limits.bytes {
-                self.floor = id;
+                if self.events.len() > before {
+                    self.floor = id;
+                }
                 return;
             }
             self.bytes += weight;

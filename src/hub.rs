@@ -222,6 +222,8 @@ struct State {
     channels: Slab<Channel>,
     /// The one by which processes tell each other of clients: heard as long as there are streams.
     control: Option<ChannelKey>,
+    /// How often that one began to be heard: what was told before is not known.
+    control_begun: u64,
 }
 
 #[derive(Debug)]
@@ -241,6 +243,8 @@ struct Channel {
     renderers: usize,
     /// For a rendering: what it renders.
     sources: SmallVec<[ChannelKey; 1]>,
+    /// For any other: what renders it.
+    renderings: SmallVec<[ChannelKey; 1]>,
     /// The outlets that have connections of it.
     taps: SmallVec<[Tap; 1]>,
     /// Its own, or those of all that a rendering renders.
@@ -291,6 +295,7 @@ impl Hub {
             names: HashMap::new(),
             channels: Slab::new(),
             control: None,
+            control_begun: 0,
         };
         Hub { state: Mutex::new(state), limits, is_the_bus }
     }
@@ -398,14 +403,17 @@ impl Hub {
         let mut state = lock(&self.state);
         state.clock.observe(position);
         let Some(key) = state.names.get(name).copied() else { return };
+        let is_control = state.control == Some(key);
         let channel = &mut state.channels[key];
-        if !channel.heard {
+        let begins = !channel.heard;
+        if begins {
             channel.heard = true;
             channel.idle_since = Instant::now();
             channel.read = false;
             channel.newest = position;
             channel.history.restart(position, &mut discarded);
         }
+        state.control_begun += u64::from(begins && is_control);
         drop(state);
     }
 
@@ -697,9 +705,10 @@ impl Hub {
         lock(&self.state).control
     }
 
-    /// Whether what is told on the control channel arrives here.
-    pub fn hears_control(&self) -> bool {
-        lock(&self.state).hears_control()
+    /// How often what is told on the control channel began to arrive here; `None` while it does not.
+    pub fn control_begun(&self) -> Option<u64> {
+        let state = lock(&self.state);
+        state.hears_control().then_some(state.control_begun)
     }
 
     /// Disconnects the streams of a channel, or of all, that are a user's, or anybody's; what waits
@@ -838,8 +847,8 @@ impl State {
 
     /// A channel, and the renderings of it.
     fn with_renderings(&self, key: ChannelKey) -> impl Iterator<Item = &Channel> {
-        let is_it = move |at: usize, its: &Channel| at == key || its.sources.contains(&key);
-        self.channels.iter().filter(move |(at, its)| is_it(*at, its)).map(|(_, channel)| channel)
+        let renderings = self.channels[key].renderings.iter().copied();
+        std::iter::once(key).chain(renderings).filter_map(|key| self.channels.get(key))
     }
 
     /// A channel that may be gone.
@@ -1009,6 +1018,7 @@ impl Channel {
             streams: 0,
             renderers: 0,
             sources: SmallVec::new(),
+            renderings: SmallVec::new(),
             taps: SmallVec::new(),
             counters: SmallVec::new(),
             idle_since: Instant::now(),
@@ -1316,7 +1326,7 @@ mod tests {
         assert_eq!((hub.client_count(key), hub.figures(key).streams), (1, 1));
         for event in drain(&renderer, |_| false) {
             let rendered = Arc::new(render(&event, draft("rendered")));
-            hub.pass_on(at, event.id, Some(&rendered));
+            hub.put_rendered(at, event.id.unwrap_or_default(), Some(&rendered));
         }
         assert_eq!(texts(&client), ["rendered"]);
         assert!(!hub.lacks_rendered(at, first) && hub.lacks_rendered(at, EventId::default()));
@@ -1325,7 +1335,7 @@ mod tests {
             missing.events.iter().map(|event| event.id).collect::<Vec<_>>(),
             [Some(earlier)]
         );
-        hub.read_back_rendered(at, missing.floor, missing.events);
+        hub.read_back_rendered(at, (missing.floor, missing.until), missing.events);
         let (again, registered) = join(Resume::After(missing.floor))?.ok_or(Error::Closed)?;
         assert_eq!((registered.gap, texts(&again)), (None, vec!["0".into(), "rendered".into()]));
         assert!(!hub.end_rendering(at, &renderer, Duration::ZERO), "it has clients");
@@ -1353,6 +1363,42 @@ mod tests {
             assert!(hub.lack(&[key], behind).is_nothing());
             assert!(hub.retire("a"));
         }
+    }
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Outlet for Nobody {
+        fn put(&self, _: Passed) {}
+        fn ring(&self) {}
+    }
+
+    #[test]
+    fn what_may_have_been_told_while_nobody_heard_it_is_noticed() -> Result<()> {
+        let hub = Arc::new(Hub::new(Limits::default(), false));
+        let key = hub.channel("a", 9);
+        let nobody: Arc<dyn Outlet> = Arc::new(Nobody);
+        hub.set_control("control", &nobody);
+        hub.hear("a", EventId::default());
+        let stream = |hub: &Arc<Hub>| {
+            let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));
+            let registered = hub.register(&client, &[key], Resume::Fresh, Box::new(()));
+            registered.map(|registered| registered.map(|_| client))
+        };
+        assert!(stream(&hub)?.is_none(), "it could not be disconnected");
+        assert_eq!(hub.control_begun(), None);
+        hub.hear("control", EventId::default());
+        let first = hub.control_begun();
+        let client = stream(&hub)?.ok_or(Error::Closed)?;
+        assert!(!hub.retire("control") && !hub.retire_all(), "it has a stream to disconnect");
+        assert!(hub.all_figures().iter().all(|figures| &*figures.name == "a"));
+        hub.unregister(&client, Reason::Closed);
+        assert!(hub.retire_all() && hub.control_begun().is_none() && stream(&hub)?.is_none());
+        for name in ["a", "control"] {
+            hub.hear(name, EventId::default());
+        }
+        assert!(hub.control_begun() > first && stream(&hub)?.is_some());
+        Ok(())
     }
 
     #[test]

@@ -243,7 +243,7 @@ def test_pip_install_works_in_a_clean_virtual_environment(tmp_path):
     installed = list((tmp_path / "venv").glob("lib/python*/site-packages/sse_channel"))
     kept = {path.name for path in installed[0].iterdir() if path.suffix != ".py"}
     assert kept - {"__pycache__"} == {
-        *("_sse_channel.abi3.so", "_sse_channel.pyi", "py.typed", "django")
+        *("_sse_channel.abi3.so", "_sse_channel.pyi", "py.typed", "django", "testing")
     }
     assert script_files(installed[0] / "django") == SCRIPT_FILES
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import re
 import threading
 
@@ -94,13 +95,45 @@ class Page:
     def render(self, message):
         return message
 
+    @classmethod
+    def of(cls, message):
+        return cls.__name__
+
+
+class Card(Page):
+    pass
+
+
+def decorated(made):
+    @functools.wraps(made)
+    def wrapper(message):
+        return made(message)
+
+    return wrapper
+
+
+@decorated
+def row(message):
+    return "row"
+
+
+@decorated
+def cell(message):
+    return "cell"
+
 
 def test_a_function_that_may_differ_from_client_to_client_needs_a_key(channel):
     captured = "of this client"
+
+    def with_default(message, captured=captured):
+        return captured
+
     for render in (
         functools.partial(plain),
         lambda message: captured,
         lambda message, captured=captured: captured,
+        lambda message, *, captured=captured: captured,
+        with_default,
         Page().render,
     ):
         with pytest.raises(ValueError, match="give key= as well"):
@@ -109,6 +142,17 @@ def test_a_function_that_may_differ_from_client_to_client_needs_a_key(channel):
     # None of these differs.
     for render in (plain, str, lambda message: "x"):
         channel.stream(render=render).close()
+
+
+def test_functions_that_look_alike_are_told_apart(channel):
+    for render, want in [(row, b"row"), (cell, b"cell"), (Page.of, b"Page"), (Card.of, b"Card")]:
+        with (
+            channel.stream(render=row, key=1),
+            channel.stream(render=Page.of, key=1),
+            channel.stream(render=render, key=1) as stream,
+        ):
+            channel.publish("x")
+            assert read(stream, want) == b"data: %s\n\n" % want
 
 
 @pytest.mark.parametrize(
@@ -312,7 +356,8 @@ def test_a_private_channel_renders_objects_that_have_no_wire_form():
         assert list(stream) == []
 
 
-def test_nothing_is_rendered_for_nobody(channel, until):
+def test_nothing_is_rendered_for_nobody(channel, until, monkeypatch):
+    monkeypatch.setattr(rendering, "_FIRST", 0.0)
     calls = []
 
     def render(message):
@@ -443,6 +488,136 @@ def test_asyncio_streams_are_rendered_too(channel, is_async):
     # An asynchronous one runs on the loop, any other where it cannot hold up the loop.
     assert (threads == {threading.main_thread()}) is is_async
     assert (threading.main_thread() in threads) is is_async
+
+
+def test_clients_that_resume_on_asyncio_leave_the_loops_threads_to_render(channel):
+    async def render(message):
+        # Needs one of the threads that the clients would wait in.
+        return await asyncio.to_thread(str, message)
+
+    async def main():
+        first = await anext(channel.stream())
+        cursor = re.search(rb"id: (\S+)", first)[1].decode()
+        for n in range(3):
+            await channel.apublish(n)
+        streams = [
+            channel.stream(render=render, key=n, last_event_id=cursor)
+            for n in range(2 * ((os.cpu_count() or 1) + 4))
+        ]
+        openings = await asyncio.wait_for(asyncio.gather(*map(anext, streams)), 60)
+        assert all(cursor.encode() in opening for opening in openings)
+        for stream in streams:
+            assert (await anext(stream)).count(b"data: ") == 3
+            stream.close()
+
+    asyncio.run(main())
+
+
+def test_a_render_that_is_cancelled_or_whose_loop_ends_is_an_error_and_ends_nothing(channel):
+    begun = threading.Event()
+
+    async def render(message):
+        if message == "cancelled":
+            raise asyncio.CancelledError
+        if message == "stuck":
+            begun.set()
+            await asyncio.Event().wait()
+        return message
+
+    errors = stats()["render"]["errors"]
+
+    async def main():
+        stream = channel.stream(render=render, key=1)
+        await anext(stream)
+        channel.publish("cancelled")
+        assert b"stream-error" in await anext(stream)
+        channel.publish("stuck")
+        assert await asyncio.to_thread(begun.wait, 30)
+        return stream
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(main())
+    # It does not run any more, and is not closed: nobody will ever finish it.
+    channel.publish("after it")
+    assert read(stream, b"after it").count(b"stream-error") == 1
+    assert stats()["render"]["errors"] == errors + 2
+    stream.close()
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_a_stream_that_cannot_be_opened_leaves_no_rendering(script):
+    script(
+        """
+import gc
+from sse_channel import BusError, SSEChannel, configure, rendering, stats
+
+configure(bus="redis://127.0.0.1:1/0", publish_timeout=0.2)
+channel = SSEChannel("a")
+for _ in range(3):
+    try:
+        channel.stream(render=str)
+    except BusError:
+        pass
+    else:
+        raise AssertionError("no Redis is there")
+gc.collect()
+left = [each for each in gc.get_objects() if isinstance(each, rendering.Rendering)]
+assert not left, left
+assert stats()["render"]["renderings"] == 0
+"""
+    )
+
+
+def test_a_client_of_several_channels_gets_back_all_that_they_remember(name):
+    channels = [SSEChannel(f"{name}-{n}", history=10) for n in range(2)]
+    from sse_channel.stream import open_stream
+
+    def opened(last_event_id=None):
+        return open_stream(
+            [channel._core for channel in channels],
+            capacity=100,
+            overflow="drop_oldest",
+            last_event_id=last_event_id,
+            heartbeat=None,
+            initial=None,
+            render=plain,
+        )
+
+    with opened() as stream:
+        cursor = cursor_of(stream)
+    for n in range(18):
+        channels[n % 2].publish(n)
+    with opened(cursor) as stream:
+        assert read(stream, b"17}").count(b"data") == 18
+        assert stream.reset is None
+
+
+def test_what_was_lost_while_a_client_was_away_is_told_to_it(channel, monkeypatch):
+    monkeypatch.setattr(rendering, "_CAPACITY", 3)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def render(message):
+        if message == 0:
+            begun.set()
+            assert go_on.wait(30)
+        return message
+
+    with channel.stream(render=render, key=1) as stream:
+        seen = channel.publish("seen")
+        assert read(stream, b"seen")
+        channel.publish(0)
+        assert begun.wait(30)
+        for n in range(1, 9):
+            channel.publish(n)
+        go_on.set()
+        assert b"stream-reset" in read(stream, b"data: 8")
+    # The source has them all: they are rendered for it.
+    with channel.stream(render=render, key=1, last_event_id=seen) as stream:
+        assert read(stream, b"data: 8").count(b"data: ") == 9
+        assert stream.reset is None
 
 
 # --- The news example ------------------------------------------------------------------------

@@ -198,15 +198,28 @@ def test_a_right_that_is_taken_away_while_the_stream_is_opened_is_asked_for_agai
     assert len(SSEChannel(name).listeners) == 0
 
 
-def test_an_asynchronous_permission_is_awaited(name):
+def test_an_asynchronous_permission_is_awaited_however_it_is_written(name):
     async def permission(request, channel):
         return channel == name
 
-    view = EventStreamView.as_view(permission=permission)
-    assert answer(view=view, channel="other").status_code == 403
-    response = answer(view=view, channel=name)
-    assert response.status_code == 200
-    response.close()
+    class Callable:
+        async def __call__(self, request, channel):
+            return channel == name
+
+    for each in (permission, lambda *arguments: permission(*arguments), Callable()):
+        view = EventStreamView.as_view(permission=each)
+        assert answer(view=view, channel="other").status_code == 403
+        response = answer(view=view, channel=name)
+        assert response.status_code == 200
+        response.close()
+
+
+def test_a_permission_that_answers_neither_yes_nor_no_lets_nobody_in(name):
+    for unclear in (None, 1, "yes"):
+        view = EventStreamView.as_view(permission=lambda request, channel, is_it=unclear: is_it)
+        with pytest.raises(TypeError, match="permission must return True or False"):
+            answer(view=view, channel=name)
+    assert len(SSEChannel(name).listeners) == 0
 
 
 def test_channels_come_from_the_project_the_route_or_the_query(name):
@@ -250,6 +263,11 @@ def test_a_view_without_channels_or_permission_is_a_mistake_of_the_project():
         (EventStreamView.as_view(), {"channel": "a"}, "has no permission"),
         (EventStreamView.as_view(query=True), {}, "has no permission"),
         (EventStreamView.as_view(channels=lambda request: []), {}, "gives no channel"),
+        (
+            EventStreamView.as_view(channels=[SSEChannel()], permission=everybody),
+            {},
+            "no name to ask for",
+        ),
     ]:
         with pytest.raises(ImproperlyConfigured, match=message):
             answer(view=view, **kwargs)
@@ -354,6 +372,9 @@ def test_the_address_is_told_by_as_many_proxies_as_there_are(options):
     assert address(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=forwarded) == "10.0.0.2"
     options(proxies=2)
     assert address(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=forwarded) == "203.0.113.7"
+    for written in ("203.0.113.7:4711", "[2001:db8::1]:4711", "2001:db8::1"):
+        told = address(REMOTE_ADDR="", HTTP_X_FORWARDED_FOR=f"{written}, 10.0.0.2")
+        assert told in ("203.0.113.7", "2001:db8::1")
     # Not by way of them: the connection's.
     assert address(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="1.1.1.1") == "10.0.0.1"
     assert address(REMOTE_ADDR="") is None
@@ -364,6 +385,8 @@ def test_the_user_is_that_of_the_request():
     assert user_of(request) is None
     request.user = AnonymousUser()
     assert user_of(request) is None
+    # One that was asked for before another way of logging in knew better.
+    request._cached_user = AnonymousUser()
     request.user = User(pk=5)
     assert user_of(request) == "5"
 

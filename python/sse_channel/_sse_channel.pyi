@@ -347,21 +347,22 @@ class Rendering(Client):
     def pass_on(self, source: SourceEvent, back: bool) -> None:
         """Gives the clients `source` as it is."""
 
-    def lose(self) -> None:
-        """Tells the clients that events were lost."""
+    def lose(self, next: SourceEvent) -> None:
+        """Tells the clients that events were lost before `next`."""
 
     def lacks(self, last_event_id: str) -> bool:
         """Whether something must be rendered before a client can resume after `last_event_id`."""
 
-    def missing(
-        self, channels: list[Channel], last_event_id: str, timeout: float
-    ) -> tuple[str, list[SourceEvent]]:
-        """What the sources have after `last_event_id` and from before the beginning, oldest first,
-        and the id that `read_back` is to be given.
+    def prepare(self, channels: list[Channel], last_event_id: str, timeout: float) -> None:
+        """Has the bus bring all that came after `last_event_id`."""
+
+    def missing(self, last_event_id: str) -> list[SourceEvent]:
+        """What the sources have after `last_event_id` and from before the beginning, oldest
+        first.
         """
 
-    def read_back(self, floor: str) -> None:
-        """Puts what was kept before all that is there: all that there is after `floor`."""
+    def read_back(self) -> None:
+        """Puts what was kept since `missing` before all that is there."""
 
     def register(
         self, listener: Stream, last_event_id: str | None, retry: int

@@ -361,7 +361,8 @@ def stats() -> dict[str, Any]:
         bus for its clients (its own too), ``delivered`` (taken by a reader or a server) and
         ``dropped``, ``bytes`` of the frames taken by servers (compressed ones as they went out,
         without HTTP's chunks), clients ``disconnected`` by reason (``closed``, ``overflow``,
-        ``abandoned``, ``exit``), and ``history``: the ``events`` and
+        ``abandoned``, ``exit``, ``revoked``, and for offloaded ones ``left``, ``timeout``,
+        ``flood``), and ``history``: the ``events`` and
         ``bytes`` of it in this process's memory. Counts run from the start of the process.
     """
     channels = _sse_channel.figures()

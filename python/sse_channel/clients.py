@@ -17,12 +17,15 @@ from urllib.parse import parse_qsl, urlencode
 
 from . import _sse_channel
 from .queue import ClientQueue
-from .waiting import close_at_exit
+from .waiting import after_close, close_at_exit
 
 __all__ = ["ClientInfo", "on_client", "watch_clients"]
 
 #: Each stream that begins, and each that ends, at the level INFO.
 logger = logging.getLogger("sse_channel.clients")
+
+#: Seconds that the end of the process waits for hooks to be told of it.
+_LAST_WORDS = 1.0
 
 #: Streams that begin and end faster than they are told of, until one is not told.
 _CAPACITY = 100_000
@@ -70,15 +73,18 @@ def watch_clients() -> bool:
     if not logger.isEnabledFor(logging.INFO) and not any(wanted() for _, wanted in _hooks):
         return _watching == os.getpid()
     if _watching != os.getpid():
-        _watching = os.getpid()
         channel = _sse_channel.Channel(None, 0)
         told = ClientQueue(_CAPACITY, "drop_newest")
         _sse_channel.register(told, [channel], None, 0, 0.0)
         close_at_exit()
         _sse_channel.watch_streams(told)
-        threading.Thread(
+        _watching = os.getpid()
+        teller = threading.Thread(
             target=_tell, args=(channel, told), name="sse-channel-clients", daemon=True
-        ).start()
+        )
+        teller.start()
+        # The end of the process ends all streams: it is to be told, too.
+        after_close(lambda: teller.join(_LAST_WORDS))
     return True
 
 

@@ -10,16 +10,19 @@ event after the other of each.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import inspect
 import logging
 import os
 import threading
+import time
 import types
 import weakref
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _sse_channel
 from .config import options
@@ -27,7 +30,7 @@ from .event import Event, envelope, to_fields
 from .queue import ClientQueue
 from .waiting import close_at_exit
 
-__all__ = ["ERROR_EVENT", "Renderer", "figures", "release_with"]
+__all__ = ["ERROR_EVENT", "Renderer", "figures", "on_thread", "release_with"]
 
 #: The event that clients get in place of one whose rendering failed.
 ERROR_EVENT = "stream-error"
@@ -40,6 +43,9 @@ _TURN = 16
 
 #: Seconds without work after which a thread gives back what it has, its database connections.
 _REST = 1.0
+
+#: Seconds that a rendering waits for its first client.
+_FIRST = 1.0
 
 #: Seconds after which a rendering without clients ends, and a thread without renderings.
 _LINGER = 60.0
@@ -97,32 +103,39 @@ class Renderer:
             if last_event_id:
                 rendering.catch_up(self.channels, last_event_id, timeout)
             reason = rendering.register(stream, last_event_id, retry)
-            # It may have come to its end between the two.
             if reason is not False:
                 return reason
+            # It came to its end between the two, or it is one that the bus let go of.
+            rendering.end(0.0)
+            rendering.desk.forget(rendering)
 
 
 def _code(render: Any, key: Hashable | None) -> Hashable:
     """What tells one way to render from another, although its function is made anew each time."""
     code: Any = render
     is_made_anew = False
+    of: object = None
     while isinstance(code, functools.partial):
         code, is_made_anew = code.func, True
     if isinstance(code, types.MethodType):
-        is_made_anew |= not isinstance(code.__self__, (type, types.ModuleType))
-        code = code.__func__
+        of, code = code.__self__, code.__func__
+        if not isinstance(of, (type, types.ModuleType)):
+            # An object of which there may be one for each client.
+            of, is_made_anew = None, True
     if isinstance(code, types.FunctionType):
-        is_made_anew |= code.__closure__ is not None
+        is_nested = "<locals>" in code.__qualname__ or code.__name__ == "<lambda>"
         # A default value may hold what the view knows of one client.
-        is_made_anew |= code.__name__ == "<lambda>" and code.__defaults__ is not None
-        code = code.__code__
+        has_defaults = bool(code.__defaults__ or code.__kwdefaults__)
+        is_made_anew |= code.__closure__ is not None or (is_nested and has_defaults)
+        # Beside the code, which is equal to that of another decorator's or module's function.
+        code = (code.__module__, code.__qualname__, code.__code__)
     if is_made_anew and key is None:
         raise ValueError(
             "render is a closure, a partial or a method: it may differ from client to client; give "
             "key= as well, a value that is equal for those clients that share what it makes "
             "(key=last_n), or make render a plain function"
         )
-    return code if isinstance(code, Hashable) else id(code)
+    return (of, code if isinstance(code, Hashable) else id(code))
 
 
 class Rendering(_sse_channel.Rendering):
@@ -147,7 +160,8 @@ class Rendering(_sse_channel.Rendering):
         try:
             with self._lock:
                 for _ in range(_TURN):
-                    if not self.in_use and self.end(0.0):
+                    # Not one that has just begun, whose first client is about to come.
+                    if not self.in_use and self.end(_FIRST):
                         # The next client begins another.
                         self.desk.forget(self)
                         return
@@ -170,14 +184,13 @@ class Rendering(_sse_channel.Rendering):
         with self._lock:
             if not self.lacks(last_event_id):
                 return
-            floor, missing = self.missing(channels, last_event_id, timeout)
-            # What other processes have rendered already, a client may have had.
+            self.prepare(channels, last_event_id, timeout)
+            # First: what other processes have rendered already, a client may have had.
             while (event := self.take()) is not None:
                 self._do(event, back=False)
-            for event in missing:
+            for event in self.missing(last_event_id):
                 self._do(event, back=True)
-            self.read_back(floor)
-        _release()
+            self.read_back()
 
     def _do(self, event: _sse_channel.SourceEvent, *, back: bool) -> None:
         if not event.has_message:
@@ -192,7 +205,7 @@ class Rendering(_sse_channel.Rendering):
                 self._render,
                 dropped,
             )
-            self.lose()
+            self.lose(event)
         try:
             rendered = self._call(event.message)
             if rendered is None:
@@ -211,7 +224,7 @@ class Rendering(_sse_channel.Rendering):
                 back=back,
             )
             self.desk.rendered += 1
-        except Exception:
+        except BaseException as error:
             self.desk.errors += 1
             _logger.exception(
                 "render=%r failed for event %s; its clients got an event %r in its place",
@@ -229,16 +242,25 @@ class Rendering(_sse_channel.Rendering):
                 limit=1 << 10,
                 back=back,
             )
-            _release()
+            if not isinstance(error, (Exception, asyncio.CancelledError)):
+                # The end of this thread or greenlet, not of the rendering.
+                raise
 
     def _call(self, message: Any) -> Any:
         rendered = self._render(message)
         if not inspect.isawaitable(rendered):
             return rendered
         loop = None if self._loop is None else self._loop()
-        if loop is not None and loop.is_running():
-            return asyncio.run_coroutine_threadsafe(_awaited(rendered), loop).result()
-        return asyncio.run(_awaited(rendered))
+        if loop is None or not loop.is_running():
+            return asyncio.run(_awaited(rendered))
+        future = asyncio.run_coroutine_threadsafe(_awaited(rendered), loop)
+        while True:
+            done, _ = concurrent.futures.wait([future], timeout=_REST)
+            if done:
+                return future.result()
+            if not loop.is_running():
+                future.cancel()
+                raise RuntimeError("the event loop on which render ran has stopped")
 
 
 async def _awaited(pending: Awaitable[Any]) -> Any:
@@ -253,14 +275,20 @@ def _release() -> None:
             _logger.exception("a database connection of a renderer could not be closed")
 
 
+class _Job(NamedTuple):
+    """Something else than a rendering that a thread does."""
+
+    run: Callable[[], None]
+
+
 class _Desk:
     """The renderings of this process, and the threads that render."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.rendered = 0
         self.errors = 0
         self._renderings: dict[Hashable, Rendering] = {}
+        self._swept = time.monotonic()
         self._threads = 0
         # Held for a look.
         self._lock = threading.Lock()
@@ -278,7 +306,7 @@ class _Desk:
             if known is not None:
                 self._begin_threads()
                 return known
-            self._sweep()
+            self._sweep(at_most_every=_REST)
         # Not under the lock: it may have to wait for the bus.
         rendering = Rendering(_CAPACITY, renderer, identity, self)
         rendering.begin(renderer.channels, self._queue, timeout)
@@ -305,7 +333,9 @@ class _Desk:
             }
 
     def _begin_threads(self) -> None:
-        if self._threads >= min(len(self._renderings), options().render_threads):
+        # One at least: there may be a job.
+        wanted = max(len(self._renderings), 1)
+        if self._threads >= min(wanted, options().render_threads):
             return
         self._threads += 1
         try:
@@ -316,7 +346,39 @@ class _Desk:
             if not self._threads:
                 raise
 
-    def _sweep(self) -> None:
+    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        """Have a thread that renders do `job`, for a coroutine that awaits it."""
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def do() -> None:
+            error: BaseException | None = None
+            try:
+                job()
+            except BaseException as raised:
+                error = raised
+            # A loop that is closed has nobody who awaits it.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, error)
+
+        self._queue.put_nowait(_Job(do))
+        with self._lock:
+            self._begin_threads()
+        return done
+
+    def _sweep(self, at_most_every: float = 0.0) -> None:
+        now = time.monotonic()
+        if now - self._swept < at_most_every:
+            return
+        self._swept = now
         for identity, rendering in list(self._renderings.items()):
             if not rendering.in_use and rendering.end(_LINGER):
                 del self._renderings[identity]
@@ -338,30 +400,45 @@ class _Desk:
                             return
                     continue
                 wait = _REST
+                errors = self.errors
                 try:
                     rendering.run()
                 except Exception:
                     # It is not to end the thread that others are rendered by.
                     _logger.exception("a rendering failed; its clients may miss an event")
+                if self.errors != errors:
+                    # It may have been the database.
+                    _release()
+                with self._lock:
+                    self._sweep(at_most_every=_LINGER / 2)
         finally:
             _release()
             with self._lock:
                 self._threads -= 1
+                if self._renderings and not self._queue.closed:
+                    # It was ended from outside, or by what `render` raised.
+                    self._begin_threads()
 
 
-_current: _Desk | None = None
+_desks: dict[int, _Desk] = {}
 
 
 def _desk() -> _Desk:
     """The desk of this process: threads do not survive a fork."""
-    global _current
-    if _current is None or _current.pid != os.getpid():
-        _current = _Desk()
-    return _current
+    pid = os.getpid()
+    desk = _desks.get(pid)
+    if desk is None:
+        # Of two threads that are here at once, both get the same.
+        desk = _desks.setdefault(pid, _Desk())
+    return desk
+
+
+def on_thread(job: Callable[[], None]) -> asyncio.Future[None]:
+    """Do `job`, which takes its time and may wait for this loop, on a thread that renders."""
+    return _desk().run(job)
 
 
 def figures() -> dict[str, int]:
     """How much is rendered in this process."""
-    if _current is None or _current.pid != os.getpid():
-        return {"renderings": 0, "rendered": 0, "errors": 0}
-    return _current.figures()
+    desk = _desks.get(os.getpid())
+    return {"renderings": 0, "rendered": 0, "errors": 0} if desk is None else desk.figures()

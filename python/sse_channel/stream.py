@@ -12,7 +12,7 @@ from . import _sse_channel
 from .clients import names_of, watch_clients
 from .config import options
 from .event import check_text, encode_frame
-from .rendering import Renderer
+from .rendering import Renderer, on_thread
 from .server_stop import watch_server
 from .waiting import close_at_exit, wait
 
@@ -200,7 +200,7 @@ class _Opener:
         if self.pending is not None:
             await self.pending
         if self.waits:
-            await asyncio.get_running_loop().run_in_executor(None, self.register)
+            await on_thread(self.register)
         else:
             self.register()
 

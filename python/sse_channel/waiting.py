@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import os
 import select
 import threading
 import weakref
+from collections.abc import Callable
 
 from . import _sse_channel
 
@@ -121,4 +123,20 @@ def close_at_exit() -> None:
     register = getattr(threading, "_register_atexit", atexit.register)
     # Refused when the interpreter is at its end already: then there is nothing to arrange.
     with contextlib.suppress(RuntimeError):
-        register(_sse_channel.close_all)
+        register(_close_all)
+
+
+_after_close: list[tuple[int, Callable[[], object]]] = []
+
+
+def after_close(wait: Callable[[], object]) -> None:
+    """At the end of the interpreter, call `wait` when every client has ended."""
+    _after_close.append((os.getpid(), wait))
+
+
+def _close_all() -> None:
+    _sse_channel.close_all()
+    for pid, wait in _after_close:
+        # Threads do not survive a fork.
+        if pid == os.getpid():
+            wait()

@@ -31,6 +31,8 @@ pub struct Missing {
     pub events: Vec<Arc<Event>>,
     /// The id after which these are all.
     pub floor: EventId,
+    /// The id after which they are rendered already.
+    pub until: EventId,
 }
 
 impl Hub {
@@ -46,18 +48,22 @@ impl Hub {
         owner: Attachment,
     ) -> Result<Option<Rendered>> {
         let mut state = lock(&self.state);
-        if sources.iter().any(|key| !state.channels[*key].heard) {
+        // From here on the renderer keeps both of them heard.
+        if !state.hears_control() || sources.iter().any(|key| !state.channels[*key].heard) {
             return Ok(None);
         }
         let its = || sources.iter().map(|key| &state.channels[*key]);
         let floor = its().map(|source| source.newest).max().unwrap_or_default();
-        let limit = its().map(|source| source.history.limit()).max().unwrap_or_default();
+        let limit = state.limit_of(sources);
         let mut rendering = Channel::new("".into(), History::new(limit, self.limits, floor));
         rendering.sources.extend_from_slice(sources);
         rendering.counters = its().flat_map(|source| source.counters.iter().cloned()).collect();
         let number = rendering.number;
         state.enter(self, renderer, sources, owner, &[])?;
         let key = state.channels.insert(rendering);
+        for source in sources {
+            state.channels[*source].renderings.push(key);
+        }
         Ok(Some(Rendered { key, number }))
     }
 
@@ -83,25 +89,36 @@ impl Hub {
     }
 
     /// Puts what became of the source's event `id` into a rendering: an event of that id, or nothing.
-    /// Without an id it is a notice that events were lost.
-    pub fn pass_on(&self, at: Rendered, id: Option<EventId>, event: Option<&Arc<Event>>) {
+    pub fn put_rendered(&self, at: Rendered, id: EventId, event: Option<&Arc<Event>>) {
         let mut after = Aftermath::default();
         {
             let mut state = lock(&self.state);
             let Some(channel) = state.rendering(at) else { return };
-            match id {
-                Some(id) => {
-                    channel.newest = channel.newest.max(id);
-                    if let Some(event) = event {
-                        channel.history.insert(event, now_ms(), &mut after.discarded);
-                    }
-                }
-                // What was before is of no use to who resumes.
-                None => channel.history.restart(channel.newest, &mut after.discarded),
-            }
+            channel.newest = channel.newest.max(id);
             if let Some(event) = event {
+                channel.history.insert(event, now_ms(), &mut after.discarded);
                 state.offer(at.key, event, &mut after);
             }
+        }
+        after.settle();
+    }
+
+    /// Events were lost: before `next`, or those that the sources do not have either. What was
+    /// before is of no use to who resumes; the clients are told by `notice`.
+    pub fn lose_rendered(&self, at: Rendered, next: Option<EventId>, notice: &Arc<Event>) {
+        let mut after = Aftermath::default();
+        {
+            let mut state = lock(&self.state);
+            let Some(channel) = state.rendering(at) else { return };
+            let (newest, sources) = (channel.newest, channel.sources.clone());
+            let floors = sources.iter().map(|key| state.channels[*key].history.floor());
+            let floor = match next {
+                Some(next) => next.before(),
+                None => floors.max().unwrap_or(newest),
+            };
+            let Some(channel) = state.rendering(at) else { return };
+            channel.history.restart(newest.max(floor), &mut after.discarded);
+            state.offer(at.key, notice, &mut after);
         }
         after.settle();
     }
@@ -119,6 +136,10 @@ impl Hub {
         let Some(channel) = state.rendering(at) else { return Missing::default() };
         let until = channel.history.floor();
         let sources = channel.sources.clone();
+        let limit = state.limit_of(&sources);
+        if let Some(channel) = state.rendering(at) {
+            channel.history.raise_limit(limit);
+        }
         let histories = || sources.iter().map(|key| &state.channels[*key].history);
         let floor = histories().map(History::floor).max().unwrap_or_default().max(last);
         let mut events: Vec<Arc<Event>> = histories()
@@ -128,13 +149,19 @@ impl Hub {
             .collect();
         events.sort_by_key(|event| event.id);
         events.dedup_by_key(|event| event.id);
-        Missing { events, floor }
+        Missing { events, floor, until }
     }
 
-    /// Gives a rendering what was made of `missing_rendered`, oldest first.
-    pub fn read_back_rendered(&self, at: Rendered, floor: EventId, events: Vec<Arc<Event>>) {
+    /// Gives a rendering what was made of `missing_rendered`, oldest first; of no use if it has
+    /// forgotten more meanwhile.
+    pub fn read_back_rendered(
+        &self,
+        at: Rendered,
+        (floor, until): (EventId, EventId),
+        events: Vec<Arc<Event>>,
+    ) {
         let mut state = lock(&self.state);
-        if let Some(channel) = state.rendering(at) {
+        if let Some(channel) = state.rendering(at).filter(|it| it.history.floor() == until) {
             channel.history.prepend(floor, events);
         }
     }
@@ -173,7 +200,17 @@ impl State {
 
     fn take_rendering(&mut self, at: Rendered) -> Option<Channel> {
         self.rendering(at)?;
-        self.channels.try_remove(at.key)
+        let gone = self.channels.try_remove(at.key)?;
+        for source in &gone.sources {
+            self.channels[*source].renderings.retain(|key| *key != at.key);
+        }
+        Some(gone)
+    }
+
+    /// Events that a rendering of those channels remembers: as many as all of them.
+    fn limit_of(&self, sources: &[ChannelKey]) -> usize {
+        let limits = sources.iter().map(|key| self.channels[*key].history.limit());
+        limits.fold(0, usize::saturating_add)
     }
 }
 

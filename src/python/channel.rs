@@ -400,7 +400,8 @@ pub fn tell_left(hub: &Arc<Hub>) {
 pub fn revocations() -> Option<u64> {
     let process = Process::current();
     let named = process.named()?;
-    named.hub.hears_control().then(|| process.control().map_or(0, |control| control.done()))
+    let begun = named.hub.control_begun()?;
+    Some(begun + process.control().map_or(0, |control| control.done()))
 }
 
 /// Puts into `watcher` which streams begin and end, as URL-encoded text; the first watcher holds.

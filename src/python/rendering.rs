@@ -11,6 +11,7 @@ use crate::event_id::EventId;
 use crate::frame::{self, Body};
 use crate::history::Gap;
 use crate::hub::{Hub, Missing, Rendered, Resume, render};
+use crate::metrics::Reason;
 use crate::python::channel::{self, Channel, Place};
 use crate::python::client::{Client, Owner, duration};
 use crate::python::queue::Queue;
@@ -57,7 +58,14 @@ impl SourceEvent {
 pub struct Rendering {
     place: OnceLock<(Weak<Hub>, Rendered)>,
     /// What was made of events from before its beginning. Held for a push.
-    back: Mutex<Vec<Arc<Event>>>,
+    back: Mutex<Back>,
+}
+
+#[derive(Default)]
+struct Back {
+    events: Vec<Arc<Event>>,
+    /// They are all after the one, up to the other.
+    range: Option<(EventId, EventId)>,
 }
 
 impl Rendering {
@@ -71,9 +79,13 @@ impl Rendering {
 fn place(slf: &Bound<'_, Rendering>, source: &SourceEvent, event: Option<Arc<Event>>, back: bool) {
     let rendering = slf.get();
     if back {
-        lock(&rendering.back).extend(event);
+        lock(&rendering.back).events.extend(event);
     } else if let Some((hub, at)) = rendering.hub() {
-        slf.py().detach(|| hub.pass_on(at, source.event.id, event.as_ref()));
+        slf.py().detach(|| match (source.event.id, &event) {
+            (Some(id), event) => hub.put_rendered(at, id, event.as_ref()),
+            (None, Some(notice)) => hub.lose_rendered(at, None, notice),
+            (None, None) => {}
+        });
     }
 }
 
@@ -110,7 +122,7 @@ impl Rendering {
             has_message: true,
             decoded: Some(Box::new(slf.clone().into_any().unbind())),
         };
-        core.set_desk(Desk {
+        let mut desk = Some(Desk {
             queue: Arc::clone(&desk.as_super().get().core),
             token: Arc::new(Event::seal(token, None, None)),
             is_announced: false,
@@ -118,11 +130,23 @@ impl Rendering {
         let at = loop {
             if let Some(bus) = &first.bus {
                 let timeout = Duration::from_secs_f64(timeout);
-                bus::prepare(py, bus, &heard, Resume::Fresh, timeout)?;
+                if let Err(error) = bus::prepare(py, bus, &heard, Resume::Fresh, timeout) {
+                    slf.as_super().get().end(Reason::Closed);
+                    return Err(error);
+                }
+            }
+            if let Some(desk) = desk.take() {
+                // Not before the bus is there: it holds this object until the end.
+                core.set_desk(desk);
             }
             // None: between the two the bus let go of a channel that had no client.
-            if let Some(at) = first.hub.begin_rendering(&keys, core, Box::new(()))? {
-                break at;
+            match first.hub.begin_rendering(&keys, core, Box::new(())) {
+                Ok(Some(at)) => break at,
+                Ok(None) => {}
+                Err(error) => {
+                    slf.as_super().get().end(Reason::Closed);
+                    return Err(error.into());
+                }
             }
         };
         // It begins once: the second time the client was refused.
@@ -183,11 +207,11 @@ impl Rendering {
         place(slf, source, Some(Arc::clone(&source.event)), back);
     }
 
-    /// Tells the clients that events were lost.
-    fn lose(slf: &Bound<'_, Self>) {
+    /// Tells the clients that events were lost before `next`.
+    fn lose(slf: &Bound<'_, Self>, next: &SourceEvent) {
         if let Some((hub, at)) = slf.get().hub() {
             let notice = Arc::new(Event::notice(frame::reset(Gap::TooOld.reason())));
-            slf.py().detach(|| hub.pass_on(at, None, Some(&notice)));
+            slf.py().detach(|| hub.lose_rendered(at, next.event.id, &notice));
         }
     }
 
@@ -198,35 +222,41 @@ impl Rendering {
         self.hub().is_some_and(lacks)
     }
 
-    /// What the sources have after `last_event_id` and from before the beginning, oldest first, and
-    /// the id that `read_back` is to be given.
-    fn missing(
+    /// Has the bus bring all that came after `last_event_id`.
+    fn prepare(
         &self,
         py: Python<'_>,
         channels: Vec<Bound<'_, Channel>>,
         last_event_id: &str,
         timeout: f64,
-    ) -> PyResult<(String, Vec<SourceEvent>)> {
-        let Ok(last) = last_event_id.parse::<EventId>() else {
-            return Ok((last_event_id.to_owned(), Vec::new()));
-        };
+    ) -> PyResult<()> {
+        let Ok(last) = last_event_id.parse::<EventId>() else { return Ok(()) };
         let places = channel::places_of(py, &channels)?;
         if let Some(Place { bus: Some(bus), .. }) = places.first() {
-            let keys: Vec<_> = places.iter().map(|place| place.key).collect();
             let timeout = Duration::from_secs_f64(timeout);
-            bus::prepare(py, bus, &keys, Resume::After(last), timeout)?;
+            let heard = channel::heard_by_streams(&places);
+            bus::prepare(py, bus, &heard, Resume::After(last), timeout)?;
         }
-        let Some((hub, at)) = self.hub() else { return Ok((last.to_string(), Vec::new())) };
-        let Missing { events, floor } = hub.missing_rendered(at, last);
-        let events = events.into_iter().map(|event| SourceEvent { event }).collect();
-        Ok((floor.to_string(), events))
+        Ok(())
     }
 
-    /// Puts what was kept before all that is there: all that there is after `floor`.
-    fn read_back(&self, floor: &str) {
-        let events = std::mem::take(&mut *lock(&self.back));
-        if let (Some((hub, at)), Ok(floor)) = (self.hub(), floor.parse()) {
-            hub.read_back_rendered(at, floor, events);
+    /// What the sources have after `last_event_id` and from before the beginning, oldest first.
+    fn missing(&self, last_event_id: &str) -> Vec<SourceEvent> {
+        let mut back = lock(&self.back);
+        *back = Back::default();
+        let (Some((hub, at)), Ok(last)) = (self.hub(), last_event_id.parse()) else {
+            return Vec::new();
+        };
+        let Missing { events, floor, until } = hub.missing_rendered(at, last);
+        back.range = Some((floor, until));
+        events.into_iter().map(|event| SourceEvent { event }).collect()
+    }
+
+    /// Puts what was kept since `missing` before all that is there.
+    fn read_back(&self) {
+        let Back { events, range } = std::mem::take(&mut *lock(&self.back));
+        if let (Some((hub, at)), Some(range)) = (self.hub(), range) {
+            hub.read_back_rendered(at, range, events);
         }
     }
 
@@ -262,7 +292,7 @@ impl Rendering {
             return Ok(true);
         }
         let Some((hub, at)) = slf.get().hub() else {
-            client.end(crate::metrics::Reason::Closed);
+            client.end(Reason::Closed);
             return Ok(true);
         };
         let is_over = hub.end_rendering(at, &client.core, patience);

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_vary_headers
+from django.utils.functional import LazyObject
 
 from ..config import options
 from ..control import user_key
@@ -20,9 +21,11 @@ def user_of(request: HttpRequest) -> str | None:
     In a coroutine, only a user that was asked for already (``await request.auser()``): to ask now
     would hold up the loop.
     """
-    user: Any = getattr(request, "_cached_user", None) or getattr(request, "_acached_user", None)
-    if user is None and asyncio._get_running_loop() is None:
-        user = getattr(request, "user", None)
+    user: Any = getattr(request, "user", None)
+    if isinstance(user, LazyObject) and asyncio._get_running_loop() is not None:
+        # What was asked for already, in one way or the other.
+        asked = vars(request)
+        user = asked.get("_acached_user") or asked.get("_cached_user")
     if user is None or not getattr(user, "is_authenticated", False):
         return None
     # One that another way of logging in made may have no key.
@@ -39,8 +42,15 @@ def address_of(request: HttpRequest) -> str | None:
     if proxies:
         hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
         if len(hops) >= proxies and hops[-proxies].strip():
-            return str(hops[-proxies]).strip()[:64]
+            return _without_port(str(hops[-proxies]).strip())[:64]
     return str(request.META.get("REMOTE_ADDR") or "") or None
+
+
+def _without_port(address: str) -> str:
+    """An address as some proxies write it: ``192.0.2.1:1234``, ``[2001:db8::1]:1234``."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 def allow_origin(request: HttpRequest, response: HttpResponseBase) -> None:

@@ -14,10 +14,11 @@ urlpatterns = [
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
+from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.http import (
     HttpRequest,
@@ -86,7 +87,12 @@ class EventStreamView(View):
             channels = self.get_channels()
         except ValueError as error:
             return self._answer(HttpResponseBadRequest, str(error))
-        names = [channel.name for channel in channels if channel.name is not None]
+        names = [channel.name or "" for channel in channels]
+        if "" in names and self.permission is not None:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} has a permission and a private channel, which has no name "
+                "to ask for; give the channel a name, or leave the permission out"
+            )
         before = _sse_channel.revocations()
         refused = self._first_refused(names)
         if refused is None:
@@ -100,7 +106,9 @@ class EventStreamView(View):
             refused = self._first_refused(names)
             if refused is None:
                 return response
-            response.close()
+            # The stream alone: to close a response tells Django that the request is over.
+            if response._stream is not None:
+                response._stream.close()
         return self._answer(
             HttpResponseForbidden, f"You may not listen to the channel {refused!r}."
         )
@@ -151,9 +159,19 @@ class EventStreamView(View):
         permission = self.permission
         if permission is None:
             return None
-        if iscoroutinefunction(permission):
-            permission = async_to_sync(permission)
-        return next((name for name in names if not permission(self.request, name)), None)
+        for name in names:
+            answer: Any = permission(self.request, name)
+            if inspect.isawaitable(answer):
+                answer = async_to_sync(_awaited)(answer)
+            # Anything else than a clear yes or no is a mistake, which must not let anybody in.
+            if not isinstance(answer, bool):
+                raise TypeError(
+                    f"permission must return True or False, not {type(answer).__name__}: "
+                    f"{permission!r}"
+                )
+            if not answer:
+                return name
+        return None
 
     def _answer(self, answer: type[HttpResponse], text: str) -> HttpResponse:
         response = answer(f"{text}\n", content_type="text/plain; charset=utf-8")
@@ -161,3 +179,7 @@ class EventStreamView(View):
         allow_origin(self.request, response)
         response["Cache-Control"] = "no-store"
         return response
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
