@@ -463,7 +463,7 @@ def test_stats_count_what_happened(name):
         "dropped": 1,
         "bytes": len(chunk),
         "disconnected": {
-            **dict.fromkeys(("overflow", "exit", "left", "timeout", "flood"), 0),
+            **dict.fromkeys(("overflow", "exit", "left", "timeout", "flood", "revoked"), 0),
             **{"closed": 1, "abandoned": 1},
         },
         "history": {"events": 2, "bytes": figures["history"]["bytes"]},
@@ -471,6 +471,8 @@ def test_stats_count_what_happened(name):
     everything = package.stats()
     assert everything["channels"][name] == figures
     bus = everything["bus"]
-    assert (bus["url"], bus["lag"], bus["waiting"]) == (package.config.options().bus, 0.0, 0)
+    assert (bus["url"], bus["waiting"]) == (package.config.options().bus, 0)
+    # What another test's process published may have been the newest that came.
+    assert bus["lag"] >= 0
     for key in ("published", "received", "delivered", "dropped", "bytes"):
         assert everything[key] == sum(each[key] for each in everything["channels"].values())
