@@ -243,8 +243,11 @@ class Memory {
   add(event, isLogged) {
     if (event.type === "stream-reset") return this.clear();
     if (event.isFirst) this.#first = event;
-    this.#newest.delete(event.type);
-    this.#newest.set(event.type, event);
+    // One that failed is no state of things.
+    if (event.type !== "stream-error") {
+      this.#newest.delete(event.type);
+      this.#newest.set(event.type, event);
+    }
     if (this.#newest.size > NEWEST_NAMES) this.#newest.delete(this.#newest.keys().next().value);
     if (event.hasId && isLogged) {
       this.#forget(event.id);
