@@ -18,7 +18,6 @@ import pytest
 
 from parts import missing
 from servers import HOST, TESTS, Server, free_port, open_streams, until
-from test_browser import browser, context, errors  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -134,8 +133,8 @@ def test_each_event_comes_through_at_once_and_the_end_is_noticed(
 @pytest.mark.parametrize(("buffering", "version"), WAYS)
 def test_a_browser_behind_nginx_gets_each_event(
     proxies: dict[tuple[str, str], Proxy],
-    context: BrowserContext,  # noqa: F811
-    errors: list[str],  # noqa: F811
+    context: BrowserContext,
+    errors: list[str],
     buffering: str,
     version: str,
 ) -> None:
@@ -159,7 +158,7 @@ def test_a_browser_behind_nginx_gets_each_event(
 
 
 def test_the_server_block_of_the_documents_is_fit_for_many_streams_and_for_a_restart(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     tmp_path: Path,
 ) -> None:
     port = free_port()
