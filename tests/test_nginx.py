@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from parts import missing
-from servers import HOST, Server, free_port, open_streams, until
-from test_browser import browser, context, errors  # noqa: F401  (fixtures)
+from servers import HOST, TESTS, Server, free_port, open_streams, until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext
+    from playwright.sync_api import Browser, BrowserContext
 
 PATH = "/news/events/"
 WAYS = list(itertools.product(["on", "off"], ["1.0", "1.1"]))
@@ -48,6 +49,9 @@ server {{
 """
 
 
+DEPLOYMENT = TESTS.parent / "docs" / "deployment.md"
+
+
 @dataclass
 class Proxy:
     """A port of nginx in front of a server, to be asked as that."""
@@ -64,13 +68,27 @@ class Proxy:
         return self.errors.read_text() + self.server.output()
 
 
+@contextmanager
+def nginx(directory: Path, servers: str, *ports: int) -> Iterator[None]:
+    """nginx with these server blocks, answering on `ports`."""
+    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") or missing("nginx")
+    path = directory / "nginx.conf"
+    path.write_text(CONFIG.format(directory=directory, servers=servers))
+    process = subprocess.Popen([program, "-c", path, "-p", directory])
+    try:
+        for port in ports:
+            until(lambda port=port: answers(port), "nginx answers")
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Proxy]]:
     """By `proxy_buffering` and the version of HTTP in which nginx asks the server."""
-    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") or missing("nginx")
     directory = tmp_path_factory.mktemp("nginx")
-    with ExitStack() as stack:
-        server = stack.enter_context(Server("gunicorn-sync", tmp_path_factory.mktemp("server")))
+    with Server("gunicorn-sync", tmp_path_factory.mktemp("server")) as server:
         ports = {way: free_port() for way in WAYS}
         blocks = [
             PROXY.format(
@@ -78,15 +96,9 @@ def proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str
             )
             for (buffering, version), port in ports.items()
         ]
-        path = directory / "nginx.conf"
-        path.write_text(CONFIG.format(directory=directory, servers="\n".join(blocks)))
-        nginx = subprocess.Popen([program, "-c", path, "-p", directory])
-        stack.callback(nginx.wait)
-        stack.callback(nginx.terminate)
-        found = {way: Proxy(port, server, directory / "error.log") for way, port in ports.items()}
-        for proxy in found.values():
-            until(lambda port=proxy.port: answers(port), "nginx answers")
-        yield found
+        with nginx(directory, "\n".join(blocks), *ports.values()):
+            errors = directory / "error.log"
+            yield {way: Proxy(port, server, errors) for way, port in ports.items()}
 
 
 def answers(port: int) -> bool:
@@ -121,8 +133,8 @@ def test_each_event_comes_through_at_once_and_the_end_is_noticed(
 @pytest.mark.parametrize(("buffering", "version"), WAYS)
 def test_a_browser_behind_nginx_gets_each_event(
     proxies: dict[tuple[str, str], Proxy],
-    context: BrowserContext,  # noqa: F811
-    errors: list[str],  # noqa: F811
+    context: BrowserContext,
+    errors: list[str],
     buffering: str,
     version: str,
 ) -> None:
@@ -143,3 +155,68 @@ def test_a_browser_behind_nginx_gets_each_event(
     assert [article for _, article in received] == articles
     assert received == sorted(received)
     assert errors == []
+
+
+def test_the_server_block_of_the_documents_is_fit_for_many_streams_and_for_a_restart(
+    browser: Browser,
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="sse-") as run:
+        server = Server(
+            "gunicorn-sync", tmp_path, settings="observed.told_settings", proxies=1, retry=300
+        )
+        # Beside the port at which the test asks: the Unix socket at which nginx does.
+        server.arguments += ["--bind", f"{HOST}:{server.port}", "--bind", f"unix:{run}/web.sock"]
+        (block,) = re.findall(r"^```nginx\n(.*?)^```$", DEPLOYMENT.read_text(), re.M | re.S)
+        for written, here in {
+            "443": f"{HOST}:{port}",
+            "/run/mysite/": f"{run}/",
+            "/etc/ssl/": f"{tmp_path}/",
+            "/stream/": PATH,
+            "retry: 5000": "retry: 500",
+        }.items():
+            assert written in block
+            block = block.replace(written, here)
+        subprocess.run(
+            f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN={HOST} "
+            "-keyout mysite.key -out mysite.crt",
+            cwd=tmp_path, shell=True, check=True, capture_output=True,
+        )  # fmt: skip
+        with (
+            server,
+            nginx(tmp_path, block, port),
+            browser.new_context(ignore_https_errors=True) as context,
+        ):
+            page = context.new_page()
+            page.goto(f"https://{HOST}:{port}/blank/")
+            page.evaluate(
+                """() => {
+                    window.opened = 0;
+                    window.events = [];
+                    window.sources = Array.from({length: 8}, () => {
+                        const source = new EventSource('/news/events/');
+                        source.onopen = () => opened++;
+                        source.onmessage = (event) => events.push(JSON.parse(event.data).headline);
+                        return source;
+                    });
+                }"""
+            )
+            # More than the six connections that a browser has for one host: this is HTTP/2.
+            page.wait_for_function("opened === 8")
+            assert page.evaluate("performance.getEntries()[0].nextHopProtocol") == "h2"
+            (figures,) = server.figures().values()
+            assert figures["offload"] == {"connections": 8, "taken": 8, "refused": {}}
+            # The browser's own, by PROXIES: a Unix socket has none.
+            assert server.output().count(f"TOLD connected {HOST} ") == 8
+            server.publish("Before")
+            page.wait_for_function("events.length === 8")
+
+            server.stop()
+            # Asked again, and told by nginx to come back later, not with a 502.
+            page.wait_for_function("opened >= 16")
+            server.start()
+            server.publish("Behind")
+            page.wait_for_function("events.length === 16")
+            assert page.evaluate("events") == ["Before"] * 8 + ["Behind"] * 8
+            assert page.evaluate("sources.every((source) => source.readyState < 2)")
