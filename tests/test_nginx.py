@@ -178,8 +178,9 @@ def test_the_server_block_of_the_documents_is_fit_for_many_streams_and_for_a_res
         }.items():
             assert written in block
             block = block.replace(written, here)
+        openssl = shutil.which("openssl") or missing("openssl")
         subprocess.run(
-            f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN={HOST} "
+            f"{openssl} req -x509 -newkey rsa:2048 -nodes -subj /CN={HOST} "
             "-keyout mysite.key -out mysite.crt",
             cwd=tmp_path, shell=True, check=True, capture_output=True,
         )  # fmt: skip
