@@ -145,13 +145,18 @@ def test_a_function_that_may_differ_from_client_to_client_needs_a_key(channel):
 
 
 def test_functions_that_look_alike_are_told_apart(channel):
-    for render, want in [(row, b"row"), (cell, b"cell"), (Page.of, b"Page"), (Card.of, b"Card")]:
-        with (
-            channel.stream(render=row, key=1),
-            channel.stream(render=Page.of, key=1),
-            channel.stream(render=render, key=1) as stream,
-        ):
-            channel.publish("x")
+    with contextlib.ExitStack() as stack:
+        streams = [
+            (stack.enter_context(channel.stream(render=render, key=1)), want)
+            for render, want in [
+                (row, b"row"),
+                (cell, b"cell"),
+                (Page.of, b"Page"),
+                (Card.of, b"Card"),
+            ]
+        ]
+        channel.publish("x")
+        for stream, want in streams:
             assert read(stream, want) == b"data: %s\n\n" % want
 
 
