@@ -51,8 +51,42 @@ impl Reason {
     }
 }
 
+/// The upper bounds of the buckets of a `Histogram` but the last, in milliseconds.
+pub const BOUNDS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000];
+
+/// How long something took, counted in buckets.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Histogram {
+    /// For each bound, what took as long at the most and longer than the bound before; at last what
+    /// took longer than all of them.
+    counts: [AtomicU64; BOUNDS.len() + 1],
+    /// Milliseconds of all together.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts `times` that took so many milliseconds each.
+    pub fn count(&self, milliseconds: u64, times: u64) {
+        let bucket = BOUNDS.partition_point(|bound| *bound < milliseconds);
+        self.counts[bucket].fetch_add(times, Relaxed);
+        self.sum.fetch_add(milliseconds.saturating_mul(times), Relaxed);
+    }
+
+    /// The counts of the buckets, each for itself.
+    pub fn counts(&self) -> [u64; BOUNDS.len() + 1] {
+        self.counts.each_ref().map(|count| count.load(Relaxed))
+    }
+
+    /// Milliseconds of all together.
+    pub fn sum(&self) -> u64 {
+        self.sum.load(Relaxed)
+    }
+}
+
 /// What happened on one channel of this process since it began.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Counters {
     /// Events that this process published.
     pub published: AtomicU64,
@@ -66,6 +100,9 @@ pub struct Counters {
     pub bytes: AtomicU64,
     /// Clients gone, by reason.
     disconnected: [AtomicU64; Reason::ALL.len()],
+    /// From the ordering of an event to its delivery. Of what a client missed and was given when it
+    /// came back, nothing is counted.
+    pub delay: Histogram,
 }
 
 impl Counters {
@@ -77,5 +114,21 @@ impl Counters {
     /// Clients gone for `reason`.
     pub fn disconnected(&self, reason: Reason) -> u64 {
         self.disconnected[reason as usize].load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_has_what_took_as_long_as_its_bound_at_the_most() {
+        let delay = Histogram::default();
+        for (milliseconds, times) in [(0, 1), (1, 2), (2, 4), (3, 8), (5, 16), (10_000, 32)] {
+            delay.count(milliseconds, times);
+        }
+        delay.count(10_001, 64);
+        assert_eq!(delay.counts(), [3, 4, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 64]);
+        assert_eq!(delay.sum(), 2 + 8 + 24 + 80 + 320_000 + 640_064);
     }
 }

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
 use crate::hub::{ChannelFigures, ChannelKey, Hub, Registered, Resume};
-use crate::metrics::{Counters, Reason};
+use crate::metrics::{BOUNDS, Counters, Reason};
 use crate::process::{self, Process};
 use crate::python::bus;
 use crate::python::client::{Client, Owner};
@@ -426,6 +426,11 @@ fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py
     for reason in Reason::ALL {
         disconnected.set_item(reason.name(), counters.disconnected(reason))?;
     }
+    let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+    let delay = PyDict::new(py);
+    delay.set_item("le", BOUNDS.map(seconds))?;
+    delay.set_item("counts", counters.delay.counts())?;
+    delay.set_item("sum", seconds(counters.delay.sum()))?;
     let history = PyDict::new(py);
     history.set_item("events", figures.history_events)?;
     history.set_item("bytes", figures.history_bytes)?;
@@ -437,6 +442,7 @@ fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py
     dict.set_item("dropped", counters.dropped.load(Relaxed))?;
     dict.set_item("bytes", counters.bytes.load(Relaxed))?;
     dict.set_item("disconnected", disconnected)?;
+    dict.set_item("delay", delay)?;
     dict.set_item("history", history)?;
     Ok(dict)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use crate::event::{Draft, Event, Format};
+use crate::event_id::now_ms;
 use crate::metrics::Reason;
 use crate::python::client::{Client, duration};
 use crate::python::{errors, message, wait};
@@ -43,9 +44,7 @@ fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
 fn give(py: Python<'_>, client: &Client, taken: Taken) -> PyResult<Py<PyAny>> {
     match taken {
         Taken::Event(event) => {
-            if let Some(counters) = &event.counters {
-                counters.delivered.fetch_add(1, Relaxed);
-            }
+            client.core.count_taken(&event, 0, now_ms());
             message::of(py, &event)
         }
         Taken::Empty => Err(errors::empty(py)),
