@@ -220,13 +220,13 @@ impl Client {
     /// Counts that its reader has `event`, as so many bytes, at `now` (milliseconds since the epoch).
     pub fn count_taken(&self, event: &Event, bytes: usize, now: u64) {
         let Some(counters) = &event.counters else { return };
-        counters.delivered.fetch_add(1, Relaxed);
+        counters.delivered().fetch_add(1, Relaxed);
         if bytes > 0 {
-            counters.bytes.fetch_add(bytes as u64, Relaxed);
+            counters.bytes().fetch_add(bytes as u64, Relaxed);
         }
         // What it missed waited for the client and not the client for it.
         if let Some(id) = event.id.filter(|id| self.replayed.get().is_none_or(|last| id > last)) {
-            counters.delay.count(now.saturating_sub(id.ms), 1);
+            counters.count_delay(now.saturating_sub(id.ms), 1);
         }
     }
 

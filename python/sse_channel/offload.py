@@ -49,6 +49,7 @@ class Refused(Exception):
 def refuse(reason: str) -> None:
     """Count a stream that was not offloaded."""
     refused[reason] += 1
+    _sse_channel.count_refused(reason)
 
 
 class Backlog(NamedTuple):

@@ -180,11 +180,11 @@ impl Piece {
     /// was live.
     pub fn count_delivered(&self, times: u64, now: Option<u64>) {
         for Tally { counters, frames, bytes, ordered } in &self.tallies {
-            counters.delivered.fetch_add(times * u64::from(*frames), Relaxed);
-            counters.bytes.fetch_add(times * u64::from(*bytes), Relaxed);
+            counters.delivered().fetch_add(times * u64::from(*frames), Relaxed);
+            counters.bytes().fetch_add(times * u64::from(*bytes), Relaxed);
             let Some(now) = now else { continue };
             for (ms, count) in ordered {
-                counters.delay.count(now.saturating_sub(*ms), times * u64::from(*count));
+                counters.count_delay(now.saturating_sub(*ms), times * u64::from(*count));
             }
         }
     }
@@ -192,7 +192,7 @@ impl Piece {
     /// Counts that a connection did not get it.
     pub fn count_dropped(&self) {
         for Tally { counters, frames, .. } in &self.tallies {
-            counters.dropped.fetch_add(u64::from(*frames), Relaxed);
+            counters.dropped().fetch_add(u64::from(*frames), Relaxed);
         }
     }
 }
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(events[0].coded(Coding::Gzip).as_ptr(), made);
 
         pieces[0].count_delivered(3, None);
-        let bytes = events[0].counters.as_ref().map(|counters| counters.bytes.load(Relaxed));
+        let bytes = events[0].counters.as_ref().map(|counters| counters.bytes().load(Relaxed));
         assert_eq!(bytes, Some(3 * framed.len() as u64));
     }
 
@@ -338,11 +338,11 @@ mod tests {
         let pieces = Piece::of_events(RAW, &events);
         pieces[0].count_delivered(10, Some(1005));
         // The clock may have been set back, or be another machine's.
-        assert_eq!(counters.delay.counts()[..4], [10, 10, 20, 0]);
-        assert_eq!(counters.delay.sum(), 10 * (5 + 5 + 2));
+        assert_eq!(counters.snapshot().delays()[..4], [10, 10, 20, 0]);
+        assert_eq!(counters.snapshot().delay_sum(), 10 * (5 + 5 + 2));
         pieces[0].count_delivered(1, None);
-        assert_eq!(counters.delay.sum(), 120, "what is not live has no delay");
-        assert_eq!(counters.delivered.load(Relaxed), 44);
+        assert_eq!(counters.snapshot().delay_sum(), 120, "what is not live has no delay");
+        assert_eq!(counters.delivered().load(Relaxed), 44);
     }
 
     #[test]
