@@ -40,12 +40,13 @@ const UNFINISHED: &str = "figures-new-";
 const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Words of a record: the figures of a channel, then the length of its name, then the name.
-const RECORD: usize = 64;
+const RECORD: usize = 72;
 const NAME: usize = WORDS + 1;
 const WORD: usize = size_of::<u64>();
 
 /// The longest name in bytes.
 const LONGEST_NAME: usize = (RECORD - NAME) * WORD;
+const _: () = assert!(LONGEST_NAME >= 255, "more figures need larger records");
 
 /// Channels that one process counts where others see it. A file has no memory where nothing was
 /// written.
@@ -53,9 +54,6 @@ const MOST_CHANNELS: usize = 16_384;
 
 /// Channels of which the departed are counted by name; the rest is one sum.
 const MOST_DEPARTED: usize = 16_384;
-
-/// What is written at once to make room for records.
-const BLOCK: usize = 4096;
 
 /// How often a reader looks again when processes die meanwhile.
 const ATTEMPTS: usize = 10;
@@ -316,7 +314,7 @@ impl Sheet {
             fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
             let bytes = (1 + MOST_CHANNELS) * RECORD * WORD;
             ftruncate(&file, bytes as u64)?;
-            write(&file, &[0; BLOCK], 0)?;
+            write(&file, &[0; RECORD * WORD], 0)?;
             let words = descriptors::map_shared(file.descriptor(), bytes)?;
             words[PID].store(pid.into(), Relaxed);
             fs::rename(&unfinished, &path)?;
@@ -348,10 +346,8 @@ impl Sheet {
         let mut used = lock(&self.used);
         let at = *used + 1;
         let record = self.record(at).filter(|_| *used < MOST_CHANNELS)?;
-        if (at * RECORD * WORD).is_multiple_of(BLOCK) {
-            // A full file system says so here; touching what is not there would be fatal.
-            write(&self.file, &[0; BLOCK], (at * RECORD * WORD) as u64).ok()?;
-        }
+        // A full file system says so here; touching what is not there would be fatal.
+        write(&self.file, &[0; RECORD * WORD], (at * RECORD * WORD) as u64).ok()?;
         record[NAME - 1].store(channel.len() as u64, Relaxed);
         for (word, part) in record[NAME..].iter().zip(channel.as_bytes().chunks(WORD)) {
             let mut bytes = [0; WORD];
@@ -440,7 +436,7 @@ impl Place {
             }
         }
         if is_more {
-            departed.version += 1;
+            departed.version = departed.version.wrapping_add(1);
             let unfinished = self.directory.join(format!("{}departed-new", self.prefix));
             fs::write(&unfinished, departed.to_bytes())?;
             fs::rename(&unfinished, self.departed_path())?;
@@ -482,7 +478,7 @@ impl ProcessFigures {
 impl Departed {
     fn add(&mut self, figures: &ProcessFigures) {
         for (sum, more) in self.refused.iter_mut().zip(&figures.refused) {
-            *sum += more;
+            *sum = sum.saturating_add(*more);
         }
         for (name, snapshot) in &figures.channels {
             let has_room = self.channels.len() < MOST_DEPARTED || self.channels.contains_key(name);
@@ -563,4 +559,113 @@ fn write(file: &Own, bytes: &[u8], offset: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory that goes with the test.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Directory {
+            let name = format!("sse-figures-{}-{name}", std::process::id());
+            Directory(std::env::temp_dir().join(name))
+        }
+
+        fn figures(&self) -> HostFigures {
+            HostFigures::of(self.0.clone(), "local")
+        }
+
+        fn files(&self) -> Vec<String> {
+            HostFigures::of(self.0.clone(), "local").place.map_or_else(Vec::new, |its| its.files())
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    // To a process its own locks are none, so that what another object has in it counts as dead.
+
+    #[test]
+    fn what_the_dead_have_counted_is_added_once() {
+        let directory = Directory::new("dead");
+        let dead = directory.figures();
+        dead.counters("a").published().fetch_add(3, Relaxed);
+        dead.note_connected(true);
+        dead.count_refused("tls");
+        dead.count_refused("of a later version");
+        let reader = directory.figures();
+        for _ in 0..3 {
+            let Others { processes, departed } = reader.read();
+            assert_eq!(processes, []);
+            assert_eq!(departed.channels.get("a").map(Snapshot::published), Some(3));
+            let refused: u64 = departed.refused.iter().sum();
+            assert_eq!((departed.refused[8], refused), (1, 2));
+            assert_eq!(directory.files(), [""; 0]);
+        }
+        assert!(dead.trouble().is_some(), "its file is gone");
+    }
+
+    #[test]
+    fn one_reads_what_another_has_counted_by_names_of_any_length() -> Result<()> {
+        let directory = Directory::new("names");
+        let names = [
+            "a",
+            "12345678",
+            "grüße",
+            &"x".repeat(255),
+            &"x".repeat(LONGEST_NAME + 1),
+            control::CHANNEL,
+        ];
+        let figures = directory.figures();
+        for (number, name) in names.iter().enumerate() {
+            figures.counters(name).bytes().fetch_add(number as u64, Relaxed);
+        }
+        let place = figures.place.as_ref().ok_or(Error::Closed)?;
+        let (read, _) = place.read(&directory.files()[0]).ok_or(Error::Closed)?;
+        let expected = names[..4].iter().zip(0..).map(|(name, bytes)| (name.to_string(), bytes));
+        let its = read.channels.iter().map(|(name, snapshot)| (name.clone(), snapshot.bytes()));
+        assert!(its.eq(expected), "{read:?}");
+        assert_eq!((read.unshared, read.pid), (1, u64::from(std::process::id())));
+        assert_eq!(read.is_connected, None);
+        Ok(())
+    }
+
+    #[test]
+    fn of_too_many_channels_the_departed_keep_the_sum() {
+        let mut departed = Departed::default();
+        let one = Counters::default();
+        one.delivered().fetch_add(1, Relaxed);
+        let names = 0..MOST_DEPARTED + 10;
+        let channels = names.map(|n| (n.to_string(), one.snapshot())).collect();
+        let figures = ProcessFigures { channels, ..ProcessFigures::default() };
+        departed.add(&figures);
+        departed.add(&figures);
+        assert_eq!(departed.channels.get("").map(Snapshot::delivered), Some(20));
+        assert_eq!(departed.channels.get("5").map(Snapshot::delivered), Some(2));
+        departed.folded = vec!["figures1-x".to_owned()];
+        let bytes = departed.to_bytes();
+        let count = bytes.len() / WORD / RECORD;
+        assert_eq!(count, 1 + 1 + MOST_DEPARTED + 1);
+    }
+
+    #[test]
+    fn what_is_no_file_of_figures_is_not_read() -> Result<()> {
+        let directory = Directory::new("strange");
+        let figures = directory.figures();
+        let _ = figures.counters("a");
+        let place = figures.place.as_ref().ok_or(Error::Closed)?;
+        for content in [vec![], vec![255; 100], vec![255; 5000], vec![0; RECORD * WORD]] {
+            fs::write(place.departed_path(), &content)?;
+            fs::write(directory.0.join(format!("{}1-0", place.prefix)), &content)?;
+            let others = figures.read();
+            assert!(others.processes.is_empty());
+        }
+        Ok(())
+    }
 }

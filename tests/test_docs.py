@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The documents' Python runs as it stands there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-)
+BLOCKS = [
+    block
+    for document in (ROOT / "README.md", ROOT / "docs" / "metrics.md")
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL
+    )
+]
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))

@@ -204,13 +204,19 @@ impl LocalBus {
     ) -> Result<&'a mut Writer> {
         if writer.is_none() {
             self.wait_for_fork();
-            directory::prepare(&self.path)?;
-            let now = Position::at(now_ms()).max(self.known());
-            let store = Store::open(&self.path, now, directory::store_limit(&self.path))?;
-            let ringer = Ringer::new(&self.path)?;
-            *writer = Some(Writer { store, ringer, dead_bells: Vec::new(), looks: 0 });
+            let opened = self.new_writer();
+            self.hub.host().note_connected(opened.is_ok());
+            *writer = Some(opened?);
         }
         writer.as_mut().ok_or_else(|| Error::Bus("the store was closed".to_owned()))
+    }
+
+    fn new_writer(&self) -> Result<Writer> {
+        directory::prepare(&self.path)?;
+        let now = Position::at(now_ms()).max(self.known());
+        let store = Store::open(&self.path, now, directory::store_limit(&self.path))?;
+        let ringer = Ringer::new(&self.path)?;
+        Ok(Writer { store, ringer, dead_bells: Vec::new(), looks: 0 })
     }
 
     /// Stores publications in one transaction.
