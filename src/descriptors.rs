@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
-use crate::error::Result;
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+use crate::error::{Error, Result};
 
 /// One bit a descriptor. No lock, which a lost thread could hold in the child.
 static MARKED: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
@@ -111,6 +113,26 @@ pub fn unwatch(epoll: RawFd, fd: RawFd) {
 #[cfg(not(target_os = "linux"))]
 pub fn unwatch(_: RawFd, _: RawFd) {}
 
+/// The first `bytes` of a file as memory that other processes see at once; it stays for the life of the
+/// process. What is touched must have been written to the file before: where a full file system has
+/// no room for it, a touch is a fatal signal.
+///
+/// # Errors
+/// `Io` when there is no room in the address space, `Bus` for a length that is none.
+pub fn map_shared(file: &OwnedFd, bytes: usize) -> Result<&'static [AtomicU64]> {
+    if bytes == 0 || !bytes.is_multiple_of(size_of::<AtomicU64>()) {
+        return Err(Error::Bus(format!("{bytes} bytes of a file cannot be mapped")));
+    }
+    // SAFETY: at a place of the kernel's choice, so that nothing that is there is replaced.
+    let start = unsafe {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, file, 0)
+    }?;
+    // SAFETY: mapped for reading and writing, never unmapped, aligned to a page. Any bits are a u64,
+    // and whoever else writes to it does so by atomics.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) })
+}
+
 /// A descriptor that forked children close, and that is closed with this.
 #[derive(Debug)]
 pub struct Own {
@@ -122,6 +144,13 @@ pub struct Own {
 impl From<OwnedFd> for Own {
     fn from(fd: OwnedFd) -> Own {
         Own { _inherited: Inherited::new(fd.as_raw_fd()), fd }
+    }
+}
+
+impl Own {
+    /// The descriptor.
+    pub fn descriptor(&self) -> &OwnedFd {
+        &self.fd
     }
 }
 
@@ -145,4 +174,27 @@ pub fn raise_limit() -> u64 {
     let in_force =
         if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
     in_force.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_the_file() -> Result<()> {
+        let path = std::env::temp_dir().join(format!("sse-map-{}", std::process::id()));
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        let file = OwnedFd::from(file);
+        rustix::io::pwrite(&file, &[0; 4096], 0)?;
+        let (one, other) = (map_shared(&file, 4096)?, map_shared(&file, 4096)?);
+        one[511].fetch_add(258, SeqCst);
+        assert_eq!((one.len(), other[511].load(SeqCst)), (512, 258));
+        let mut last = [0; 8];
+        rustix::io::pread(&file, &mut last, 511 * 8)?;
+        assert_eq!(u64::from_ne_bytes(last), 258);
+        assert!(map_shared(&file, 0).is_err() && map_shared(&file, 9).is_err());
+        Ok(())
+    }
 }

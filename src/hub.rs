@@ -21,7 +21,8 @@ use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
 use crate::frame::{self, Body};
 use crate::history::{Gap, History, Limits};
-use crate::metrics::{Counters, Reason};
+use crate::host::HostFigures;
+use crate::metrics::{Counted, Counters, Reason};
 use crate::queue::{Client, Delivery, Kind, Leftover, drain};
 use crate::sync::lock;
 use crate::wake::WakeBatch;
@@ -210,6 +211,8 @@ pub struct Hub {
     limits: Limits,
     /// Whether a channel is heard from its beginning: there is no bus but this hub.
     is_the_bus: bool,
+    /// Where the figures of its channels are counted.
+    figures: HostFigures,
 }
 
 #[derive(Debug)]
@@ -289,6 +292,11 @@ impl Default for Hub {
 impl Hub {
     /// A hub whose channels remember within `limits`; without `is_the_bus`, a bus delivers to it.
     pub fn new(limits: Limits, is_the_bus: bool) -> Hub {
+        Hub::counting(limits, is_the_bus, HostFigures::default())
+    }
+
+    /// The same, counting where `figures` says.
+    pub fn counting(limits: Limits, is_the_bus: bool, figures: HostFigures) -> Hub {
         let state = State {
             clock: IdClock::starting_at(if is_the_bus { now_ms() } else { 0 }),
             sequence: 0,
@@ -297,7 +305,7 @@ impl Hub {
             control: None,
             control_begun: 0,
         };
-        Hub { state: Mutex::new(state), limits, is_the_bus }
+        Hub { state: Mutex::new(state), limits, is_the_bus, figures }
     }
 
     /// Whether somebody is at it now: then a caller that holds what others need waits elsewhere.
@@ -308,14 +316,14 @@ impl Hub {
     /// The channel of that name, made at its first mention; it remembers `history` events or
     /// more, if somebody asked for more.
     pub fn channel(&self, name: &str, history: usize) -> ChannelKey {
+        if let Some(key) = lock(&self.state).mentioned(name, history, self.is_the_bus) {
+            return key;
+        }
+        // Not under the lock: it may touch files.
+        let counters = Arc::new(self.figures.counters(name));
         let mut state = lock(&self.state);
-        if let Some(key) = state.names.get(name).copied() {
-            let channel = &mut state.channels[key];
-            if history > channel.history.limit() {
-                channel.history.raise_limit(history);
-                // A store may have more of it than was asked for before.
-                channel.read = self.is_the_bus;
-            }
+        if let Some(key) = state.mentioned(name, history, self.is_the_bus) {
+            // Another thread was here meanwhile; what it is counted with has the same name.
             return key;
         }
         let name: Arc<str> = name.into();
@@ -323,7 +331,7 @@ impl Hub {
         let mut channel = Channel::new(Arc::clone(&name), history);
         channel.heard = self.is_the_bus;
         channel.read = self.is_the_bus;
-        channel.counters.push(Arc::default());
+        channel.counters.push(counters);
         let key = state.channels.insert(channel);
         state.names.insert(name, key);
         key
@@ -667,6 +675,7 @@ impl Hub {
                 continue;
             };
             channel.taps[at].sockets -= 1;
+            channel.count_client(Counted::Socket, -1);
             if channel.taps[at].sockets == 0 {
                 gone.push(channel.taps.swap_remove(at).outlet);
             }
@@ -768,6 +777,11 @@ impl Hub {
         lock(&self.state).channels[channel].counters.first().cloned()
     }
 
+    /// Where the figures of its channels are counted.
+    pub fn host(&self) -> &HostFigures {
+        &self.figures
+    }
+
     /// What tells a channel from all others of the process.
     pub fn number(&self, channel: ChannelKey) -> ChannelNumber {
         lock(&self.state).channels[channel].number
@@ -838,6 +852,18 @@ impl State {
         let control = self.control;
         let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
         self.channels.iter_mut().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
+    }
+
+    /// The channel of that name, if there is one; it remembers `history` events or more from now on.
+    fn mentioned(&mut self, name: &str, history: usize, is_the_bus: bool) -> Option<ChannelKey> {
+        let key = self.names.get(name).copied()?;
+        let channel = &mut self.channels[key];
+        if history > channel.history.limit() {
+            channel.history.raise_limit(history);
+            // A store may have more of it than was asked for before.
+            channel.read = is_the_bus;
+        }
+        Some(key)
     }
 
     /// Whether streams hear when they are to be disconnected.
@@ -961,7 +987,7 @@ impl State {
         channel.newest = id;
         channel.history.push(&event, now, &mut after.discarded);
         for counters in &channel.counters {
-            counters.received.fetch_add(1, Relaxed);
+            counters.received().fetch_add(1, Relaxed);
         }
         self.offer(key, &event, after);
     }
@@ -1038,11 +1064,22 @@ impl Channel {
         Some(client)
     }
 
-    fn count(&mut self, kind: Kind, change: isize) {
+    fn count(&mut self, kind: Kind, change: i8) {
         match kind {
-            Kind::Queue => {}
-            Kind::Stream => self.streams = self.streams.saturating_add_signed(change),
-            Kind::Renderer => self.renderers = self.renderers.saturating_add_signed(change),
+            Kind::Queue => self.count_client(Counted::Queue, change.into()),
+            Kind::Stream => {
+                self.streams = self.streams.saturating_add_signed(change.into());
+                self.count_client(Counted::Stream, change.into());
+            }
+            Kind::Renderer => {
+                self.renderers = self.renderers.saturating_add_signed(change.into());
+            }
+        }
+    }
+
+    fn count_client(&self, kind: Counted, change: i64) {
+        for counters in &self.counters {
+            counters.count_client(kind, change);
         }
     }
 
@@ -1070,6 +1107,7 @@ impl Channel {
 
     /// Counts a connection of `outlet` in.
     fn tap(&mut self, outlet: &Arc<dyn Outlet>) {
+        self.count_client(Counted::Socket, 1);
         match self.taps.iter_mut().find(|tap| is_same(&tap.outlet, outlet)) {
             Some(tap) => tap.sockets += 1,
             None => self.taps.push(Tap { outlet: Arc::clone(outlet), sockets: 1 }),
@@ -1102,7 +1140,7 @@ impl Channel {
             }
         }
         for counters in &self.counters {
-            counters.dropped.fetch_add(dropped, Relaxed);
+            counters.dropped().fetch_add(dropped, Relaxed);
         }
         overflowed
     }
@@ -1253,8 +1291,8 @@ mod tests {
         assert_eq!((hub.client_count(a), hub.client_count(b)), (0, 0));
         assert_eq!(texts(&client), ["1"]);
         let figures = hub.figures(b);
-        assert_eq!(figures.counters.disconnected(Reason::Overflow), 1);
-        assert_eq!(figures.counters.dropped.load(Relaxed), 1);
+        assert_eq!(figures.counters.snapshot().disconnected(Reason::Overflow), 1);
+        assert_eq!(figures.counters.dropped().load(Relaxed), 1);
         assert!(!hub.unregister(&client, Reason::Closed));
         assert_eq!(hub.figures(a).streams, 0);
         Ok(())
@@ -1345,7 +1383,7 @@ mod tests {
         assert!(!hub.end_rendering(at, &renderer, Duration::from_secs(60)), "not for long");
         assert!(hub.end_rendering(at, &renderer, Duration::ZERO) && renderer.is_closed());
         assert!(join(Resume::Fresh)?.is_none() && !hub.has_rendered_clients(at));
-        assert_eq!(hub.figures(key).counters.disconnected(Reason::Closed), 2);
+        assert_eq!(hub.figures(key).counters.snapshot().disconnected(Reason::Closed), 2);
         Ok(())
     }
 

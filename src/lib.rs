@@ -24,7 +24,9 @@
 //! | `clients` | how many streams there may be, whose they are, what they are told at the end |
 //! | `control` | what one process tells all others about their clients |
 //! | `descriptors` | what is done to descriptors by their number; the only file with unsafe code |
-//! | `metrics`, `error`, `sync` | counters, the error type, the way to lock |
+//! | `metrics` | what is counted of a channel |
+//! | `host` | the counts of all processes of this host, where each can read them |
+//! | `error`, `sync` | the error type, the way to lock |
 //! | `python/` | the only files that know Python |
 
 pub mod bus;
@@ -37,6 +39,7 @@ pub mod event;
 pub mod event_id;
 pub mod frame;
 pub mod history;
+pub mod host;
 pub mod hub;
 pub mod metrics;
 pub mod offload;

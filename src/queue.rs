@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::clients::{Farewell, Slot};
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
+use crate::event_id::EventId;
 use crate::hub::{ChannelKey, Hub, Membership};
 use crate::sync::lock;
 use crate::timer::Timed;
@@ -91,6 +92,8 @@ pub struct Client {
     dropped: AtomicU64,
     /// Whether the bus lost events that it should have had.
     gap: AtomicBool,
+    /// The newest event that it missed and was given at its registration.
+    replayed: OnceLock<EventId>,
     /// What waits behind the front. Unbounded, because a bounded one allocates its capacity at
     /// once; `depth` bounds it.
     receiver: Receiver<Arc<Event>>,
@@ -155,6 +158,7 @@ impl Client {
             depth: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             gap: AtomicBool::new(false),
+            replayed: OnceLock::new(),
             receiver,
             state: Mutex::new(State { sender: Some(sender), ..State::default() }),
             hub: OnceLock::new(),
@@ -211,6 +215,19 @@ impl Client {
     /// Whether that was noted.
     pub fn has_gap(&self) -> bool {
         self.gap.load(Relaxed)
+    }
+
+    /// Counts that its reader has `event`, as so many bytes, at `now` (milliseconds since the epoch).
+    pub fn count_taken(&self, event: &Event, bytes: usize, now: u64) {
+        let Some(counters) = &event.counters else { return };
+        counters.delivered().fetch_add(1, Relaxed);
+        if bytes > 0 {
+            counters.bytes().fetch_add(bytes as u64, Relaxed);
+        }
+        // What it missed waited for the client and not the client for it.
+        if let Some(id) = event.id.filter(|id| self.replayed.get().is_none_or(|last| id > last)) {
+            counters.count_delay(now.saturating_sub(id.ms), 1);
+        }
     }
 
     /// Whether it takes no more events.
@@ -389,6 +406,10 @@ impl Client {
         state.memberships = memberships;
         state.owner = Some(owner);
         self.limit.fetch_add(replay.len(), Relaxed);
+        if let Some(newest) = replay.last().and_then(|event| event.id) {
+            // A client registers once.
+            let _ = self.replayed.set(newest);
+        }
         let mut nobody_waits_yet = WakeBatch::default();
         for event in replay {
             self.push(&mut state, event, &mut nobody_waits_yet);
@@ -531,7 +552,6 @@ pub fn drain(client: &Client, mut enough: impl FnMut(&Event) -> bool) -> VecDequ
 mod tests {
     use super::*;
     use crate::event::{Draft, Format};
-    use crate::event_id::EventId;
     use crate::wake::Wakeups;
     use std::time::Duration;
 

@@ -9,6 +9,7 @@ import gc
 import queue
 import re
 import threading
+import time
 import uuid
 import weakref
 
@@ -466,8 +467,10 @@ def test_stats_count_what_happened(name):
             **dict.fromkeys(("overflow", "exit", "left", "timeout", "flood", "revoked"), 0),
             **{"closed": 1, "abandoned": 1},
         },
+        "delay": figures["delay"],
         "history": {"events": 2, "bytes": figures["history"]["bytes"]},
     }
+    assert sum(figures["delay"]["counts"]) == 2
     everything = package.stats()
     assert everything["channels"][name] == figures
     bus = everything["bus"]
@@ -476,3 +479,26 @@ def test_stats_count_what_happened(name):
     assert bus["lag"] >= 0
     for key in ("published", "received", "delivered", "dropped", "bytes"):
         assert everything[key] == sum(each[key] for each in everything["channels"].values())
+
+
+def test_the_delay_of_what_is_live_is_counted_and_that_of_what_was_missed_is_not(channel):
+    start = channel.publish("before")
+    channel.publish("missed")
+    q, stream = channel.listen(last_event_id=start), channel.stream(last_event_id=start)
+    next(stream)
+    time.sleep(0.03)
+    assert q.get_nowait() == "missed"
+    assert b"missed" in next(stream)
+    delay = channel.stats()["delay"]
+    assert len(delay["counts"]) == len(delay["le"]) + 1
+    assert sum(delay["counts"]) == delay["sum"] == 0
+    channel.publish("live")
+    time.sleep(0.03)
+    assert q.get_nowait() == "live"
+    assert b"live" in next(stream)
+    delay = channel.stats()["delay"]
+    slow = [
+        count for le, count in zip([*delay["le"], 1e9], delay["counts"], strict=True) if le > 0.02
+    ]
+    assert sum(slow) == sum(delay["counts"]) == 2
+    assert delay["sum"] >= 0.058

@@ -644,8 +644,10 @@ def test_a_listener_that_was_stopped_for_too_long_is_told(process):
     reader = process("c = SSEChannel('news', capacity=100_000); s = c.stream(); next(s)")
     publisher = process("configure(history_bytes=200_000)")
     publisher("c = SSEChannel('news')")
+    # Nobody could publish while one is stopped that has the lock: its registration is over now.
+    assert publisher("c.publish('before')").startswith("'")
     reader.kill(signal.SIGSTOP)
-    publisher("[c.publish(n) for n in range(6000)][-1]")
+    assert publisher("[c.publish(n) for n in range(6000)][-1]").startswith("'")
     reader.kill(signal.SIGCONT)
     read = b""
     while not read.endswith(b"data: 5999\n\n"):

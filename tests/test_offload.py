@@ -108,6 +108,7 @@ def test_the_head_comes_first_then_the_opening_the_body_and_events(channel, take
     assert peer.received == expected
     until(lambda: channel.stats()["delivered"] == 1)
     assert channel.stats()["bytes"] == len(f'id: {event_id}\nevent: article\ndata: {{"n":1}}\n\n')
+    assert sum(channel.stats()["delay"]["counts"]) == 1
 
 
 def test_chunks_are_whole_frames(channel, take_over, until):

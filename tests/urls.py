@@ -4,7 +4,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.http import HttpRequest
 from django.urls import path
 
-from sse_channel.django import EventStreamResponse
+from sse_channel.django import EventStreamResponse, metrics
 
 
 def stream(request: HttpRequest, name: str) -> EventStreamResponse:
@@ -20,6 +20,7 @@ def with_database(request: HttpRequest, name: str) -> EventStreamResponse:
 
 
 urlpatterns = [
+    path("metrics", metrics),
     path("stream/<name>/", stream),
     path("database/<name>/", with_database),
 ]

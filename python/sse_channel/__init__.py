@@ -18,6 +18,7 @@ from .clients import ClientInfo, on_client
 from .config import configure
 from .control import disconnect
 from .event import Event
+from .host import host_stats, presence
 from .queue import ClientQueue
 from .stream import EventStream
 
@@ -32,7 +33,9 @@ __all__ = [
     "__version__",
     "configure",
     "disconnect",
+    "host_stats",
     "on_client",
+    "presence",
     "sse_channel",
     "stats",
 ]

@@ -32,13 +32,16 @@ __all__ = [
     "bus_url",
     "check_bus",
     "close_all",
+    "count_refused",
     "encode_frame",
     "end_streams",
     "figures",
     "forked",
+    "host_figures",
     "offload",
     "offload_figures",
     "prepare",
+    "presence",
     "register",
     "revocations",
     "unwatch",
@@ -475,6 +478,9 @@ def begin_bus_anew() -> None:
 def close_all() -> None:
     """End every client of this process, and its bus."""
 
+def count_refused(reason: str) -> None:
+    """Count a stream that was not offloaded, or not opened, for other processes to see."""
+
 def encode_frame(
     data: str | None,
     *,
@@ -500,6 +506,14 @@ def figures() -> dict[str, dict[str, Any]]:
 
 def forked() -> None:
     """Forget the parent's clients, timer and bells; called in a forked child."""
+
+def host_figures() -> dict[str, Any]:
+    """The figures of the processes of this host, and of those that are gone; see `host_stats`."""
+
+def presence() -> dict[str, int]:
+    """Clients of each channel that has any, in all processes of this host; queues are not among
+    them.
+    """
 
 def prepare(
     channels: list[Channel], last_event_id: str | None, timeout: float

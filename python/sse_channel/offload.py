@@ -50,6 +50,7 @@ class Refused(Exception):
 def refuse(reason: str, content: object = None) -> None:
     """Count a stream that was not offloaded; `content` is what the server iterates instead."""
     refused[reason] += 1
+    _sse_channel.count_refused(reason)
     note_refused(reason, content)
 
 

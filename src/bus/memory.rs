@@ -18,6 +18,7 @@ pub struct MemoryBus {
 impl MemoryBus {
     /// The bus of `hub`, which must be one that is the whole bus.
     pub fn new(hub: Arc<Hub>) -> MemoryBus {
+        hub.host().note_connected(true);
         MemoryBus { hub }
     }
 

@@ -6,7 +6,7 @@ pub mod redis;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::event::Format;
 use crate::event_id::EventId;
 use crate::frame::Body;
 use crate::history::Limits;
+use crate::host::HostFigures;
 use crate::hub::{ChannelKey, Hub, Resume};
 use crate::process::Named;
 use crate::runtime::Runtime;
@@ -78,6 +79,11 @@ impl Settings {
         self.open(&Runtime::default()).map(drop)
     }
 
+    /// Where the processes of the project find each other's figures, if not elsewhere.
+    fn default_directory(&self) -> PathBuf {
+        local::directory::default_path(&self.project)
+    }
+
     /// The bus, which touches nothing yet, and its hub. What it does later, it does on `runtime`.
     ///
     /// # Errors
@@ -86,18 +92,24 @@ impl Settings {
         let (scheme, rest) = self.url.split_once("://").unwrap_or((&self.url, ""));
         match scheme {
             "memory" if self.url == "memory://" => {
-                let hub = Arc::new(Hub::new(self.limits, true));
+                let figures = HostFigures::of(self.default_directory(), "memory");
+                let hub = Arc::new(Hub::counting(self.limits, true, figures));
                 Ok(Named { bus: Arc::new(MemoryBus::new(Arc::clone(&hub))), hub })
             }
             "redis" | "rediss" => {
-                let hub = Arc::new(Hub::new(self.limits, false));
+                let shown = redis::shown(&self.url)?;
+                // Of two servers, or two prefixes, the figures are not those of one bus.
+                let figures = HostFigures::of(self.default_directory(), &shown);
+                let hub = Arc::new(Hub::counting(self.limits, false, figures));
                 let (of_bus, runtime) = (Arc::clone(&hub), runtime.clone());
                 let bus = Arc::new(RedisBus::new(&self.url, self.limits, of_bus, runtime)?);
                 Ok(Named { bus, hub })
             }
             "local" if rest.is_empty() || rest.starts_with('/') => {
                 let path = (!rest.is_empty()).then_some(Path::new(rest));
-                let hub = Arc::new(Hub::new(self.limits, false));
+                let directory = path.map_or_else(|| self.default_directory(), Path::to_owned);
+                let figures = HostFigures::of(directory, "local");
+                let hub = Arc::new(Hub::counting(self.limits, false, figures));
                 let bus = LocalBus::new(Arc::clone(&hub), path, &self.project, self.limits);
                 Ok(Named { bus, hub })
             }

@@ -15,7 +15,7 @@ use socket2::SockRef;
 use crate::clients::Slot;
 use crate::coding::{Coding, Sum};
 use crate::descriptors::Own;
-use crate::event_id::EventId;
+use crate::event_id::{EventId, now_ms};
 use crate::metrics::Reason;
 use crate::offload::piece::{Form, Piece};
 use crate::queue::Overflow;
@@ -274,6 +274,7 @@ impl Connection {
     fn advance(&mut self, count: usize) {
         self.taken += count as u64;
         let mut left = self.sent + count;
+        let mut now = None;
         while let Some(Waiting { piece, is_live }) = self.backlog.front() {
             if left < piece.bytes().len() {
                 break;
@@ -283,7 +284,7 @@ impl Connection {
                 self.frames -= piece.frames() as usize;
                 self.bytes -= piece.bytes().len();
             }
-            piece.count_delivered(1);
+            piece.count_delivered(1, is_live.then(|| *now.get_or_insert_with(now_ms)));
             add_up(&mut self.sum, self.form, piece);
             self.backlog.pop_front();
         }

@@ -52,8 +52,18 @@ pub struct Piece {
     frames: u32,
     /// The sum of its text, where it is compressed.
     part: Part,
-    /// What its delivery adds to, with frames and bytes of each channel.
-    tallies: SmallVec<[(Arc<Counters>, u32, u32); 1]>,
+    /// What its delivery adds to.
+    tallies: SmallVec<[Tally; 1]>,
+}
+
+/// What a piece has of one channel.
+#[derive(Debug)]
+struct Tally {
+    counters: Arc<Counters>,
+    frames: u32,
+    bytes: u32,
+    /// The milliseconds in which its events were ordered, and how many were in each.
+    ordered: SmallVec<[(u64, u32); 1]>,
 }
 
 impl Piece {
@@ -132,12 +142,20 @@ impl Piece {
             }
             let Some(counters) = &event.counters else { continue };
             let length = u32::try_from(event.coded(form.coding).len()).unwrap_or(u32::MAX);
-            match piece.tallies.iter_mut().find(|tally| Arc::ptr_eq(&tally.0, counters)) {
-                Some((_, frames, bytes)) => {
-                    *frames += 1;
-                    *bytes = bytes.saturating_add(length);
-                }
-                None => piece.tallies.push((Arc::clone(counters), 1, length)),
+            let known = piece.tallies.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
+            let at = known.unwrap_or_else(|| {
+                let counters = Arc::clone(counters);
+                let ordered = SmallVec::new();
+                piece.tallies.push(Tally { counters, frames: 0, bytes: 0, ordered });
+                piece.tallies.len() - 1
+            });
+            let tally = &mut piece.tallies[at];
+            tally.frames += 1;
+            tally.bytes = tally.bytes.saturating_add(length);
+            let Some(id) = event.id else { continue };
+            match tally.ordered.last_mut() {
+                Some((ms, count)) if *ms == id.ms => *count += 1,
+                _ => tally.ordered.push((id.ms, 1)),
             }
         }
         piece
@@ -158,18 +176,23 @@ impl Piece {
         self.frames
     }
 
-    /// Counts that `times` connections took all of it.
-    pub fn count_delivered(&self, times: u64) {
-        for (counters, frames, bytes) in &self.tallies {
-            counters.delivered.fetch_add(times * u64::from(*frames), Relaxed);
-            counters.bytes.fetch_add(times * u64::from(*bytes), Relaxed);
+    /// Counts that `times` connections took all of it: `now`, in milliseconds since the epoch, if it
+    /// was live.
+    pub fn count_delivered(&self, times: u64, now: Option<u64>) {
+        for Tally { counters, frames, bytes, ordered } in &self.tallies {
+            counters.delivered().fetch_add(times * u64::from(*frames), Relaxed);
+            counters.bytes().fetch_add(times * u64::from(*bytes), Relaxed);
+            let Some(now) = now else { continue };
+            for (ms, count) in ordered {
+                counters.count_delay(now.saturating_sub(*ms), times * u64::from(*count));
+            }
         }
     }
 
     /// Counts that a connection did not get it.
     pub fn count_dropped(&self) {
-        for (counters, frames, _) in &self.tallies {
-            counters.dropped.fetch_add(u64::from(*frames), Relaxed);
+        for Tally { counters, frames, .. } in &self.tallies {
+            counters.dropped().fetch_add(u64::from(*frames), Relaxed);
         }
     }
 }
@@ -297,9 +320,29 @@ mod tests {
         assert_eq!(Piece::of_events(RAW_GZIP, &events)[0].bytes(), framed);
         assert_eq!(events[0].coded(Coding::Gzip).as_ptr(), made);
 
-        pieces[0].count_delivered(3);
-        let bytes = events[0].counters.as_ref().map(|counters| counters.bytes.load(Relaxed));
+        pieces[0].count_delivered(3, None);
+        let bytes = events[0].counters.as_ref().map(|counters| counters.bytes().load(Relaxed));
         assert_eq!(bytes, Some(3 * framed.len() as u64));
+    }
+
+    #[test]
+    fn each_event_of_a_piece_has_its_own_delay() {
+        let counters: Arc<Counters> = Arc::default();
+        let ordered = |ms, n| {
+            let body = Body::encode(&Fields { data: Some("a"), ..Fields::default() }, 1 << 20).ok();
+            let draft = Draft { body, format: Format::Text, has_message: true, decoded: None };
+            let id = Some(EventId { ms, n });
+            Arc::new(Event::seal(draft, id, Some(Arc::clone(&counters))))
+        };
+        let events = [ordered(1000, 0), ordered(1000, 1), ordered(1003, 0), ordered(1009, 0)];
+        let pieces = Piece::of_events(RAW, &events);
+        pieces[0].count_delivered(10, Some(1005));
+        // The clock may have been set back, or be another machine's.
+        assert_eq!(counters.snapshot().delays()[..4], [10, 10, 20, 0]);
+        assert_eq!(counters.snapshot().delay_sum(), 10 * (5 + 5 + 2));
+        pieces[0].count_delivered(1, None);
+        assert_eq!(counters.snapshot().delay_sum(), 120, "what is not live has no delay");
+        assert_eq!(counters.delivered().load(Relaxed), 44);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::clients::{Chance, Farewell};
 use crate::descriptors::Inherited;
 use crate::error::Result;
 use crate::event::Event;
+use crate::event_id::now_ms;
 use crate::frame::{self, HEARTBEAT};
 use crate::history::Gap;
 use crate::hub::{ChannelNumber, First, Outlet, Passed, Revoked, Route};
@@ -411,7 +412,7 @@ impl Shard {
                     let is_shared = since < *first;
                     let given = give(connection, pieces, done);
                     if !is_shared {
-                        pieces.iter().for_each(|piece| piece.count_delivered(*done));
+                        count_taken(pieces, done, &mut None);
                     }
                     match given {
                         Ok(true) => connection.written_at = now,
@@ -419,10 +420,10 @@ impl Shard {
                         Err(reason) => gone.push((*place, reason)),
                     }
                 }
-            }
-            for (pieces, done) in shared.iter().flatten() {
-                for piece in pieces {
-                    piece.count_delivered(*done);
+                // The last of thousands is served much later than the first.
+                let mut taken_at = None;
+                for (pieces, done) in shared.iter_mut().flatten() {
+                    count_taken(pieces, done, &mut taken_at);
                 }
             }
         }
@@ -662,6 +663,15 @@ impl Shard {
 /// Milliseconds between two looks at a connection.
 fn interval(connection: &Connection) -> u32 {
     if connection.heartbeat > 0 { connection.heartbeat } else { LOOK_EVERY }
+}
+
+/// Counts that `done` connections have just taken live pieces, at a time that is looked up once.
+fn count_taken(pieces: &[Arc<Piece>], done: &mut u64, at: &mut Option<u64>) {
+    if *done > 0 {
+        let now = *at.get_or_insert_with(now_ms);
+        pieces.iter().for_each(|piece| piece.count_delivered(*done, Some(now)));
+        *done = 0;
+    }
 }
 
 /// Gives pieces to a connection that is live. Whether the socket took all of them at once; those that

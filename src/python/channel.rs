@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::event::{Draft, Format};
 use crate::frame::{self, Body, Fields};
 use crate::hub::{ChannelFigures, ChannelKey, Hub, Registered, Resume};
-use crate::metrics::{Counters, Reason};
+use crate::metrics::{BOUNDS, Counters, Reason, Snapshot};
 use crate::process::{self, Process};
 use crate::python::bus;
 use crate::python::client::{Client, Owner};
@@ -144,7 +144,7 @@ impl Channel {
                 place.hub.publish(place.key, draft)?
             }
         };
-        place.counters.published.fetch_add(1, Relaxed);
+        place.counters.published().fetch_add(1, Relaxed);
         Ok(id.to_string())
     }
 
@@ -174,7 +174,7 @@ impl Channel {
         let timeout = Duration::from_secs_f64(timeout);
         let counters = Arc::clone(&place.counters);
         bus::publish_later(py, bus, publication, timeout, move || {
-            counters.published.fetch_add(1, Relaxed);
+            counters.published().fetch_add(1, Relaxed);
         })
     }
 
@@ -190,7 +190,7 @@ impl Channel {
         let place = self.place(py)?;
         match place.hub.publish(place.key, draft) {
             Ok(id) => {
-                place.counters.published.fetch_add(1, Relaxed);
+                place.counters.published().fetch_add(1, Relaxed);
                 Ok(Some(id.to_string()))
             }
             Err(Error::NotEncodable) => Ok(None),
@@ -438,26 +438,42 @@ pub fn close_all(py: Python<'_>) {
 }
 
 fn as_dict<'py>(py: Python<'py>, figures: &ChannelFigures) -> PyResult<Bound<'py, PyDict>> {
-    let counters = &figures.counters;
-    let clients = PyDict::new(py);
-    clients.set_item("queue", figures.queues)?;
-    clients.set_item("stream", figures.streams)?;
-    clients.set_item("socket", figures.sockets)?;
-    let disconnected = PyDict::new(py);
-    for reason in Reason::ALL {
-        disconnected.set_item(reason.name(), counters.disconnected(reason))?;
-    }
+    let clients = [figures.queues, figures.streams, figures.sockets];
+    let dict = snapshot_as_dict(py, &figures.counters.snapshot(), clients)?;
     let history = PyDict::new(py);
     history.set_item("events", figures.history_events)?;
     history.set_item("bytes", figures.history_bytes)?;
+    dict.set_item("history", history)?;
+    Ok(dict)
+}
+
+/// The figures of a channel, with its queues, streams and sockets.
+pub fn snapshot_as_dict<'py>(
+    py: Python<'py>,
+    snapshot: &Snapshot,
+    [queues, streams, sockets]: [usize; 3],
+) -> PyResult<Bound<'py, PyDict>> {
+    let clients = PyDict::new(py);
+    clients.set_item("queue", queues)?;
+    clients.set_item("stream", streams)?;
+    clients.set_item("socket", sockets)?;
+    let disconnected = PyDict::new(py);
+    for reason in Reason::ALL {
+        disconnected.set_item(reason.name(), snapshot.disconnected(reason))?;
+    }
+    let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+    let delay = PyDict::new(py);
+    delay.set_item("le", BOUNDS.map(seconds))?;
+    delay.set_item("counts", snapshot.delays())?;
+    delay.set_item("sum", seconds(snapshot.delay_sum()))?;
     let dict = PyDict::new(py);
     dict.set_item("clients", clients)?;
-    dict.set_item("published", counters.published.load(Relaxed))?;
-    dict.set_item("received", counters.received.load(Relaxed))?;
-    dict.set_item("delivered", counters.delivered.load(Relaxed))?;
-    dict.set_item("dropped", counters.dropped.load(Relaxed))?;
-    dict.set_item("bytes", counters.bytes.load(Relaxed))?;
+    dict.set_item("published", snapshot.published())?;
+    dict.set_item("received", snapshot.received())?;
+    dict.set_item("delivered", snapshot.delivered())?;
+    dict.set_item("dropped", snapshot.dropped())?;
+    dict.set_item("bytes", snapshot.bytes())?;
     dict.set_item("disconnected", disconnected)?;
-    dict.set_item("history", history)?;
+    dict.set_item("delay", delay)?;
     Ok(dict)
 }

@@ -6,6 +6,7 @@ mod channel;
 mod client;
 mod errors;
 mod greenlets;
+mod host;
 mod message;
 mod offload;
 mod parking;
@@ -32,6 +33,8 @@ mod _sse_channel {
     use super::channel::{revocations, watch_streams};
     #[pymodule_export]
     use super::client::Client;
+    #[pymodule_export]
+    use super::host::{count_refused, host_figures, presence};
     #[pymodule_export]
     use super::offload::{end_streams, offload, offload_figures, unwatch};
     #[pymodule_export]

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::event::{Draft, Event, Format};
+use crate::event_id::now_ms;
 use crate::metrics::Reason;
 use crate::python::client::{Client, duration};
 use crate::python::{errors, message, wait};
@@ -47,9 +48,7 @@ fn client<'a>(slf: &'a Bound<'_, Queue>) -> &'a Client {
 fn give(py: Python<'_>, client: &Client, taken: Taken) -> PyResult<Py<PyAny>> {
     match taken {
         Taken::Event(event) => {
-            if let Some(counters) = &event.counters {
-                counters.delivered.fetch_add(1, Relaxed);
-            }
+            client.core.count_taken(&event, 0, now_ms());
             message::of(py, &event)
         }
         Taken::Empty => Err(errors::empty(py)),

@@ -14,7 +14,7 @@ use pyo3::types::{PyBytes, PyString};
 use crate::clients::{Holder, Most};
 use crate::coding::{Blocks, Coding, GZIP_HEADER, Sum, gzip_end};
 use crate::event::Event;
-use crate::event_id::EventId;
+use crate::event_id::{EventId, now_ms};
 use crate::frame::HEARTBEAT;
 use crate::metrics::Reason;
 use crate::process::Process;
@@ -169,7 +169,7 @@ impl Stream {
         let coding = self.coding();
         let mut size = first.frame.len();
         if coding == Coding::Identity && (size >= STEP || client.core.is_empty()) {
-            count(first, size);
+            client.core.count_taken(first, size, now_ms());
             return PyBytes::new(py, &first.frame);
         }
         let more = if size >= STEP {
@@ -181,9 +181,10 @@ impl Stream {
             })
         };
         let mut chunk = Vec::with_capacity(size);
+        let now = now_ms();
         for event in std::iter::once(first).chain(more.iter().map(Arc::as_ref)) {
             if coding == Coding::Identity {
-                count(event, event.frame.len());
+                client.core.count_taken(event, event.frame.len(), now);
                 chunk.extend_from_slice(&event.frame);
                 continue;
             }
@@ -191,7 +192,7 @@ impl Stream {
                 // It takes a while, or another thread is at it.
                 py.detach(|| event.compressed());
             }
-            count(event, event.compressed().bytes().len());
+            client.core.count_taken(event, event.compressed().bytes().len(), now);
             self.gzip_more(event.compressed(), &mut chunk);
         }
         PyBytes::new(py, &chunk)
@@ -221,14 +222,6 @@ fn first_payload<'py>(initial: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py,
     })?;
     let first = first.cast_into::<PyBytes>()?;
     Ok(Some(first).filter(|first| !first.as_bytes().is_empty()))
-}
-
-/// Counts an event that was given as so many bytes.
-fn count(event: &Event, bytes: usize) {
-    if let Some(counters) = &event.counters {
-        counters.delivered.fetch_add(1, Relaxed);
-        counters.bytes.fetch_add(bytes as u64, Relaxed);
-    }
 }
 
 #[pymethods]

@@ -8,8 +8,9 @@ from django.urls import include, path
 
 from news.models import Article
 from news.sse_utils import sse_channel
-from sse_channel import stats
-from sse_channel.django import EventStreamResponse
+from sse_channel import host_stats, stats
+from sse_channel.django import EventStreamResponse, metrics
+from sse_channel.prometheus import Collector
 
 from . import queries, replaced
 
@@ -17,6 +18,11 @@ from . import queries, replaced
 def figures(request: HttpRequest) -> HttpResponse:
     """What the library counts in this process."""
     return JsonResponse({**stats(), "queries": queries.count()})
+
+
+def host(request: HttpRequest) -> HttpResponse:
+    """What the library counts in all processes."""
+    return JsonResponse(host_stats())
 
 
 def blank(request: HttpRequest) -> HttpResponse:
@@ -80,6 +86,9 @@ urlpatterns = [
     path("late/", late),
     path("asynchronous/", asynchronous),
     path("figures/", figures),
+    path("host/", host),
+    path("metrics", metrics),
+    path("metrics/sums", metrics, {"collector": Collector(by_channel=False)}),
     path("queried/", queried),
     path("", include("news_api.urls")),
 ]

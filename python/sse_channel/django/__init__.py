@@ -57,6 +57,11 @@ def __getattr__(name: str) -> Any:
         from . import views
 
         return getattr(views, name)
+    if name == "metrics":
+        # It needs an optional package.
+        from .scrape import metrics
+
+        return metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

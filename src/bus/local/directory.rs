@@ -37,7 +37,7 @@ fn is_usable_shm(path: &Path) -> bool {
 }
 
 /// FNV-1a with 64 bits: short, and the same in every build.
-fn fingerprint(bytes: &[u8]) -> u64 {
+pub fn fingerprint(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

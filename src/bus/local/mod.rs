@@ -8,7 +8,7 @@
 //! nothing that a thread of this one needs, and who holds reader or writer does local work only.
 //! No lock is held while anybody is woken.
 
-mod directory;
+pub mod directory;
 mod doorbell;
 mod file_lock;
 mod store;
@@ -168,6 +168,12 @@ impl LocalBus {
         self.hub.newest().into()
     }
 
+    fn note_lag(&self, newest: EventId) {
+        let lag = now_ms().saturating_sub(newest.ms);
+        self.lag_ms.store(lag, Relaxed);
+        self.hub.host().note_lag(lag);
+    }
+
     fn wait_for_fork(&self) {
         let forking = lock(&self.forking);
         let _done = self
@@ -198,13 +204,19 @@ impl LocalBus {
     ) -> Result<&'a mut Writer> {
         if writer.is_none() {
             self.wait_for_fork();
-            directory::prepare(&self.path)?;
-            let now = Position::at(now_ms()).max(self.known());
-            let store = Store::open(&self.path, now, directory::store_limit(&self.path))?;
-            let ringer = Ringer::new(&self.path)?;
-            *writer = Some(Writer { store, ringer, dead_bells: Vec::new(), looks: 0 });
+            let opened = self.new_writer();
+            self.hub.host().note_connected(opened.is_ok());
+            *writer = Some(opened?);
         }
         writer.as_mut().ok_or_else(|| Error::Bus("the store was closed".to_owned()))
+    }
+
+    fn new_writer(&self) -> Result<Writer> {
+        directory::prepare(&self.path)?;
+        let now = Position::at(now_ms()).max(self.known());
+        let store = Store::open(&self.path, now, directory::store_limit(&self.path))?;
+        let ringer = Ringer::new(&self.path)?;
+        Ok(Writer { store, ringer, dead_bells: Vec::new(), looks: 0 })
     }
 
     /// Stores publications in one transaction.
@@ -235,8 +247,12 @@ impl LocalBus {
             written = write(&mut writer.store);
         }
         match written {
-            Ok(written) => Ok(Ok(written)),
+            Ok(written) => {
+                self.hub.host().note_connected(true);
+                Ok(Ok(written))
+            }
             Err(error) => {
+                self.hub.host().note_connected(store::is_busy(&error));
                 writer.dead_bells = dead;
                 if store::is_broken(&error) {
                     writer.store.put_aside()?;
@@ -315,7 +331,7 @@ impl LocalBus {
             match ring {
                 Ring::Event { position, .. } if position <= reader.position => {}
                 Ring::Event { before, position, arrival } if before == reader.position => {
-                    self.lag_ms.store(now_ms().saturating_sub(arrival.id.ms), Relaxed);
+                    self.note_lag(arrival.id);
                     reader.position = position;
                     arrivals.push(arrival);
                 }
@@ -374,7 +390,7 @@ impl LocalBus {
                 }
             }
             if let Some(newest) = read.arrivals.last() {
-                self.lag_ms.store(now_ms().saturating_sub(newest.id.ms), Relaxed);
+                self.note_lag(newest.id);
             }
             self.hub.deliver(read.arrivals);
             reader.position = read.position;

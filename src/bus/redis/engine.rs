@@ -201,6 +201,7 @@ impl Engine {
     fn note_connected(&self, again: bool) {
         let mut status = lock(&self.shared.status);
         status.connected = true;
+        self.shared.hub.host().note_connected(true);
         status.since = Instant::now();
         status.problem.clear();
         status.reconnects += u64::from(again);
@@ -208,6 +209,7 @@ impl Engine {
 
     fn note_lost(&self, trouble: &Trouble) {
         let mut status = lock(&self.shared.status);
+        self.shared.hub.host().note_connected(false);
         if status.connected {
             status.connected = false;
             status.since = Instant::now();
@@ -295,6 +297,7 @@ impl Engine {
         if let Some(newest) = newest {
             let lag = now_ms().saturating_sub(newest.ms);
             lock(&self.shared.status).lag = lag as f64 / 1000.0;
+            self.shared.hub.host().note_lag(lag);
         }
     }
 

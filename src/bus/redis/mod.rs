@@ -199,6 +199,14 @@ impl RedisBus {
     }
 }
 
+/// The URL without a password.
+///
+/// # Errors
+/// `Bus` with what is wrong with it, as the end of a sentence about it.
+pub fn shown(url: &str) -> Result<String> {
+    Ok(Target::parse(url)?.shown)
+}
+
 fn refuse(answering: Answering, error: Error) {
     let mut wakes = WakeBatch::default();
     answering.answer(Err(error), &mut wakes);
