@@ -549,6 +549,24 @@ def spread_streams(
 
 
 @contextlib.contextmanager
+def cover_workers(server: Server, path: str, **headers: str) -> Iterator[Sequence[Stream]]:
+    """Streams, some of each worker: for views that use the database.
+
+    Nobody is stopped meanwhile, as by `spread_streams`: who is stopped might hold its lock.
+    """
+    with contextlib.ExitStack() as stack:
+        streams: list[Stream] = []
+        workers = {process.pid for process in server.workers}
+        for _ in range(30):
+            streams += stack.enter_context(open_streams(server, path, 4, **headers))
+            if workers <= {stream.worker for stream in streams}:
+                break
+        else:
+            raise AssertionError(f"one of {workers} took none of {len(streams)} streams")
+        yield streams
+
+
+@contextlib.contextmanager
 def open_stream(server: Server, path: str, **headers: str) -> Iterator[Stream]:
     """One stream, as `open_streams` opens them."""
     with open_streams(server, path, **headers) as (stream,):

@@ -15,7 +15,7 @@ from django.test import RequestFactory
 import sse_channel
 from buses import BUSES, bus_of
 from handover import taken
-from servers import Server, open_stream, open_streams, spread_streams
+from servers import Server, cover_workers, open_stream, open_streams
 from servers import until as until_
 from sse_channel import SSEChannel, configure, stats
 from sse_channel.django import EventStreamResponse, EventStreamView, everybody
@@ -420,8 +420,8 @@ def test_who_loses_the_right_is_disconnected_in_every_worker(tmp_path, kind, bus
             assert b"may not listen" in refused.body
         assert server.clients() == 0
         with (
-            spread_streams(server, "/events/news/", 3, **bob) as his,
-            spread_streams(server, "/events/news/", 3, **eve) as hers,
+            cover_workers(server, "/events/news/", **bob) as his,
+            cover_workers(server, "/events/news/", **eve) as hers,
             open_stream(server, "/events/other/", **bob) as elsewhere,
             open_stream(server, awaiting, **bob) as awaited,
         ):
