@@ -454,17 +454,32 @@ def publishing(server: Server) -> Iterator[list[str]]:
 
 
 def renderer(page: Page) -> psutil.Process:
-    """The process of a page: the one that works when the page does."""
-    children = psutil.Process().children(recursive=True)
-    renderers = [child for child in children if "--type=renderer" in child.cmdline()]
+    """The process of a page: the one that works when the page does, three times in a row."""
 
     def used() -> dict[psutil.Process, float]:
-        return {process: process.cpu_times().user for process in renderers if process.is_running()}
+        times = {}
+        for child in psutil.Process().children(recursive=True):
+            # It may end meanwhile, and be a zombie for a moment.
+            with contextlib.suppress(psutil.Error):
+                if "--type=renderer" in child.cmdline():
+                    times[child] = child.cpu_times().user
+        return times
 
-    before = used()
-    page.evaluate("for (const end = Date.now() + 400; Date.now() < end; );")
-    after = used()
-    return max(after, key=lambda process: after[process] - before[process])
+    def busiest() -> psutil.Process | None:
+        before = used()
+        page.evaluate("for (const end = Date.now() + 250; Date.now() < end; );")
+        after = used()
+        spent = {process: after[process] - before.get(process, 0) for process in after}
+        first, *rest = sorted(spent, key=lambda process: -spent[process])
+        # On a machine in a hurry others may have worked, too.
+        is_clear = spent[first] > 0 and all(spent[other] < spent[first] / 2 for other in rest)
+        return first if is_clear else None
+
+    def found() -> psutil.Process | None:
+        one, *more = (busiest() for _ in range(3))
+        return one if all(other == one for other in more) else None
+
+    return until(found, "one process works")
 
 
 def close(page: Page, _: psutil.Process) -> None:
