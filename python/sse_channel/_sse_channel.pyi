@@ -223,10 +223,6 @@ class Stream(Client):
     def _coded(self, frames: bytes) -> bytes:
         """Frames from elsewhere as this stream gives them, in their place."""
 
-    @property
-    def number(self) -> int | None:
-        """What tells the client from all others of the process; None for one that has left."""
-
     def _set_heartbeat(self, heartbeat: float) -> None:
         """Change the seconds of idleness after which a step gives a comment, for tests."""
 

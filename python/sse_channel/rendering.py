@@ -193,9 +193,6 @@ class Rendering(_sse_channel.Rendering):
             self.read_back()
 
     def _do(self, event: _sse_channel.SourceEvent, *, back: bool) -> None:
-        if not event.has_message:
-            self.pass_on(event, back)
-            return
         dropped = self.dropped
         if dropped != self._dropped and not back:
             self._dropped = dropped
@@ -206,6 +203,9 @@ class Rendering(_sse_channel.Rendering):
                 dropped,
             )
             self.lose(event)
+        if not event.has_message:
+            self.pass_on(event, back)
+            return
         try:
             rendered = self._call(event.message)
             if rendered is None:

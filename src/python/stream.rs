@@ -386,12 +386,6 @@ impl Stream {
         lock(&self.opener).take()
     }
 
-    /// What tells the client from all others of the process; None for one that has left.
-    #[getter]
-    fn number(slf: &Bound<'_, Self>) -> Option<u64> {
-        slf.as_super().get().core.slot().map(|slot| slot.number)
-    }
-
     fn _set_initial(&self, initial: Py<PyAny>) {
         *lock(&self.initial) = Some(initial);
     }
