@@ -143,7 +143,8 @@ pub struct Slot {
     pub holder: Holder,
     /// Whether it is counted with its user and address.
     is_counted: bool,
-    since: Instant,
+    /// When it began.
+    pub since: Instant,
     reason: OnceLock<Reason>,
     is_told: OnceLock<()>,
 }

@@ -13,6 +13,12 @@ use crate::sync::lock;
 /// The channel that every process with streams hears.
 pub const CHANNEL: &str = "sse_channel.control";
 
+/// What the names of the library's own channels begin with; no user's does.
+pub const OWN: &str = "sse_channel.";
+
+/// Events of the control channel that are remembered: one that was missed is read back.
+const HISTORY: usize = 100;
+
 /// The streams that are to be disconnected: those that match all that is named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revocation {
@@ -68,7 +74,7 @@ impl Control {
             told: Mutex::default(),
             done: AtomicU64::new(0),
         });
-        hub.set_control(CHANNEL, &(Arc::clone(&control) as _));
+        hub.add_own(CHANNEL, HISTORY, &(Arc::clone(&control) as _));
         control
     }
 

@@ -179,8 +179,8 @@ impl HostFigures {
 
     /// What a channel of this process is counted with. Where others can see it, if that is possible.
     pub fn counters(&self, channel: &str) -> Counters {
-        // The library's own channel is no one's business.
-        if self.place.is_none() || channel == control::CHANNEL {
+        // The library's own channels are no one's business.
+        if self.place.is_none() || channel.starts_with(control::OWN) {
             return Counters::default();
         }
         let Ok(sheet) = self.open() else { return Counters::default() };

@@ -16,6 +16,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::clients::{Farewell, Slot};
+use crate::control;
 use crate::error::{Error, Result};
 use crate::event::{Attachment, Draft, Event, Format};
 use crate::event_id::{EventId, IdClock, now_ms};
@@ -33,9 +34,6 @@ pub use rendering::{Missing, Rendered, render};
 /// all reads before them, so that without it thousands of clients are thousands of cache misses
 /// one after the other.
 const LOOKAHEAD: usize = 16;
-
-/// Events of the control channel that are remembered: one that was missed is read back.
-const CONTROL_HISTORY: usize = 100;
 
 /// Readers of a burst are woken after so long at the latest.
 const BATCH: Duration = Duration::from_millis(2);
@@ -223,9 +221,10 @@ struct State {
     names: HashMap<Arc<str>, ChannelKey>,
     /// Those with a name stay; renderings go.
     channels: Slab<Channel>,
-    /// The one by which processes tell each other of clients: heard as long as there are streams.
-    control: Option<ChannelKey>,
-    /// How often that one began to be heard: what was told before is not known.
+    /// The library's own, by which processes tell each other of clients, the control channel first:
+    /// heard as long as there are streams.
+    own: SmallVec<[ChannelKey; 2]>,
+    /// How often the control channel began to be heard: what was told before is not known.
     control_begun: u64,
 }
 
@@ -302,7 +301,7 @@ impl Hub {
             sequence: 0,
             names: HashMap::new(),
             channels: Slab::new(),
-            control: None,
+            own: SmallVec::new(),
             control_begun: 0,
         };
         Hub { state: Mutex::new(state), limits, is_the_bus, figures }
@@ -411,7 +410,7 @@ impl Hub {
         let mut state = lock(&self.state);
         state.clock.observe(position);
         let Some(key) = state.names.get(name).copied() else { return };
-        let is_control = state.control == Some(key);
+        let is_control = state.own.first() == Some(&key);
         let channel = &mut state.channels[key];
         let begins = !channel.heard;
         if begins {
@@ -494,11 +493,10 @@ impl Hub {
         let count = |channel: &Channel| channel.clients.len() + channel.sockets();
         let mut heard: Vec<_> =
             heard.map(|channel| (Arc::clone(&channel.name), count(channel))).collect();
-        if let Some(control) = state.control.map(|key| &state.channels[key])
-            && control.heard
-            && heard.iter().all(|(_, clients)| *clients == 0)
-        {
-            heard.push((Arc::clone(&control.name), 0));
+        if heard.iter().all(|(_, clients)| *clients == 0) {
+            let own = state.own.iter().map(|key| &state.channels[*key]);
+            let own = own.filter(|its| its.heard).map(|its| (Arc::clone(&its.name), 0));
+            heard.extend(own);
         }
         heard
     }
@@ -514,8 +512,7 @@ impl Hub {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
         let Some(key) = state.names.get(name).copied() else { return true };
-        let is_control = state.control == Some(key);
-        let retires = if is_control {
+        let retires = if state.own.contains(&key) {
             state.named().all(Channel::is_unused)
         } else {
             state.channels[key].is_unused()
@@ -571,7 +568,7 @@ impl Hub {
     ) -> Result<Option<Registered>> {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        let is_deaf = client.kind() == Kind::Stream && !state.hears_control();
+        let is_deaf = client.kind() == Kind::Stream && !state.hears_own();
         if is_deaf || channels.iter().any(|key| !state.channels[*key].heard) {
             return Ok(None);
         }
@@ -700,24 +697,25 @@ impl Hub {
         self.close_those(is_stream, Reason::Exit);
     }
 
-    /// Passes on to `outlet` what is told on the control channel.
-    pub fn set_control(&self, name: &str, outlet: &Arc<dyn Outlet>) {
-        let key = self.channel(name, CONTROL_HISTORY);
+    /// Passes on to `outlet` what is told on a channel of the library's own, which remembers so many
+    /// events. The first is the control channel.
+    pub fn add_own(&self, name: &str, history: usize, outlet: &Arc<dyn Outlet>) {
+        let key = self.channel(name, history);
         let mut state = lock(&self.state);
-        state.control = Some(key);
+        state.own.push(key);
         let tap = Tap { outlet: Arc::clone(outlet), sockets: 0 };
         state.channels[key].taps.push(tap);
     }
 
-    /// The control channel, which a stream needs to be heard.
-    pub fn control(&self) -> Option<ChannelKey> {
-        lock(&self.state).control
+    /// The library's own channels, which a stream needs to be heard.
+    pub fn own(&self) -> SmallVec<[ChannelKey; 2]> {
+        lock(&self.state).own.clone()
     }
 
     /// How often what is told on the control channel began to arrive here; `None` while it does not.
     pub fn control_begun(&self) -> Option<u64> {
         let state = lock(&self.state);
-        state.hears_control().then_some(state.control_begun)
+        state.hears_own().then_some(state.control_begun)
     }
 
     /// Disconnects the streams of a channel, or of all, that are a user's, or anybody's; what waits
@@ -772,6 +770,31 @@ impl Hub {
         all.map(|entry| entry.1).filter(|client| client.kind() != Kind::Renderer).cloned().collect()
     }
 
+    /// The clients for which something waits, that a server iterates, each with its channels' names.
+    pub fn slow_streams(&self) -> Vec<(Arc<Client>, Vec<Arc<str>>)> {
+        let state = lock(&self.state);
+        let mut slow: Vec<(Arc<Client>, Vec<Arc<str>>)> = Vec::new();
+        let mut known: HashMap<*const Client, usize> = HashMap::new();
+        for (_, channel) in &state.channels {
+            let streams = channel.clients.iter().map(|entry| entry.1);
+            for client in streams.filter(|its| its.kind() == Kind::Stream && !its.is_empty()) {
+                let at = *known.entry(Arc::as_ptr(client)).or_insert(slow.len());
+                if at == slow.len() {
+                    slow.push((Arc::clone(client), Vec::new()));
+                }
+                slow[at].1.extend(state.names_of(channel));
+            }
+        }
+        slow
+    }
+
+    /// The names of the channels that an outlet's connection listens to.
+    pub fn names_of(&self, route: &Route) -> Vec<Arc<str>> {
+        let state = lock(&self.state);
+        let channels = route.channels.iter().filter_map(|at| state.channel_of(*at));
+        channels.flat_map(|channel| state.names_of(channel)).collect()
+    }
+
     /// The counters of a channel.
     pub fn counters(&self, channel: ChannelKey) -> Option<Arc<Counters>> {
         lock(&self.state).channels[channel].counters.first().cloned()
@@ -806,10 +829,11 @@ impl Hub {
         lock(&self.state).figures(channel)
     }
 
-    /// The figures of all channels, in the order of their first mention.
+    /// The figures of all channels that users name, in the order of their first mention.
     pub fn all_figures(&self) -> Vec<ChannelFigures> {
         let state = lock(&self.state);
-        let keys = state.named().filter_map(|channel| state.names.get(&channel.name).copied());
+        let users = state.named().filter(|channel| !channel.name.starts_with(control::OWN));
+        let keys = users.filter_map(|channel| state.names.get(&channel.name).copied());
         let mut keys: Vec<ChannelKey> = keys.collect();
         keys.sort_unstable();
         keys.into_iter().map(|key| state.figures(key)).collect()
@@ -843,14 +867,13 @@ fn is_same(one: &Arc<dyn Outlet>, other: &Arc<dyn Outlet>) -> bool {
 impl State {
     /// Those that users name.
     fn named(&self) -> impl Iterator<Item = &Channel> {
-        let control = self.control;
-        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        let is_it = |key, its: &Channel| its.sources.is_empty() && !self.own.contains(&key);
         self.channels.iter().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
     }
 
     fn named_mut(&mut self) -> impl Iterator<Item = &mut Channel> {
-        let control = self.control;
-        let is_it = move |key, its: &Channel| its.sources.is_empty() && Some(key) != control;
+        let own = &self.own;
+        let is_it = |key, its: &Channel| its.sources.is_empty() && !own.contains(&key);
         self.channels.iter_mut().filter(move |(key, its)| is_it(*key, its)).map(|its| its.1)
     }
 
@@ -867,14 +890,22 @@ impl State {
     }
 
     /// Whether streams hear when they are to be disconnected.
-    fn hears_control(&self) -> bool {
-        self.control.is_none_or(|key| self.channels[key].heard)
+    fn hears_own(&self) -> bool {
+        self.own.iter().all(|key| self.channels[*key].heard)
     }
 
     /// A channel, and the renderings of it.
     fn with_renderings(&self, key: ChannelKey) -> impl Iterator<Item = &Channel> {
         let renderings = self.channels[key].renderings.iter().copied();
         std::iter::once(key).chain(renderings).filter_map(|key| self.channels.get(key))
+    }
+
+    /// Its name, or for a rendering those of what it renders.
+    fn names_of(&self, channel: &Channel) -> SmallVec<[Arc<str>; 1]> {
+        if channel.sources.is_empty() {
+            return SmallVec::from_iter([Arc::clone(&channel.name)]);
+        }
+        channel.sources.iter().map(|key| Arc::clone(&self.channels[*key].name)).collect()
     }
 
     /// A channel that may be gone.
@@ -1416,7 +1447,7 @@ mod tests {
         let hub = Arc::new(Hub::new(Limits::default(), false));
         let key = hub.channel("a", 9);
         let nobody: Arc<dyn Outlet> = Arc::new(Nobody);
-        hub.set_control("control", &nobody);
+        hub.add_own("control", 100, &nobody);
         hub.hear("a", EventId::default());
         let stream = |hub: &Arc<Hub>| {
             let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));

@@ -23,6 +23,7 @@
 //! | `offload/` | streams that leave Python: connections that I/O threads write to |
 //! | `clients` | how many streams there may be, whose they are, what they are told at the end |
 //! | `control` | what one process tells all others about their clients |
+//! | `survey` | what one process asks all others about their clients |
 //! | `descriptors` | what is done to descriptors by their number; the only file with unsafe code |
 //! | `metrics` | what is counted of a channel |
 //! | `host` | the counts of all processes of this host, where each can read them |
@@ -46,6 +47,7 @@ pub mod offload;
 pub mod process;
 pub mod queue;
 pub mod runtime;
+pub mod survey;
 pub mod sync;
 pub mod ticket;
 pub mod timer;

@@ -81,6 +81,17 @@ pub enum Counted {
     Socket,
 }
 
+impl Counted {
+    /// The name in `stats()`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Counted::Queue => "queue",
+            Counted::Stream => "stream",
+            Counted::Socket => "socket",
+        }
+    }
+}
+
 /// What happened on one channel of this process since it began, and the clients it has now.
 #[derive(Debug)]
 pub enum Counters {

@@ -14,6 +14,7 @@ use crate::hub::{Hub, WeakHub};
 use crate::metrics::Reason;
 use crate::offload::Offload;
 use crate::runtime::Runtime;
+use crate::survey::Respondent;
 use crate::sync::lock;
 use crate::timer::Timer;
 
@@ -116,6 +117,7 @@ impl Process {
             return Ok(named.clone());
         }
         *lock(&self.control) = Some(Control::install(&opened.hub, &self.offload));
+        Respondent::install(&opened.hub, &opened.bus, &self.offload);
         Ok(named.insert(opened).clone())
     }
 

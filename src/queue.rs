@@ -245,6 +245,16 @@ impl Client {
         look(lock(&self.state).owner.as_ref())
     }
 
+    /// When the oldest event that waits was ordered; `None` for one without an id, and for none.
+    pub fn oldest(&self) -> Option<EventId> {
+        let mut state = lock(&self.state);
+        if state.front.is_none() && state.blocked == 0 {
+            // Where only the next reader looks, who comes to this lock first.
+            state.front = self.receiver.try_recv().ok();
+        }
+        state.front.as_ref().and_then(|event| event.id)
+    }
+
     /// Takes the oldest event without waiting.
     pub fn take(&self) -> Taken {
         self.take_locked(&mut lock(&self.state))

@@ -18,7 +18,7 @@ from .clients import ClientInfo, on_client
 from .config import configure
 from .control import disconnect
 from .event import Event
-from .host import host_stats, presence
+from .host import apresence, host_stats, presence
 from .queue import ClientQueue
 from .stream import EventStream
 
@@ -31,6 +31,7 @@ __all__ = [
     "EventStream",
     "SSEChannel",
     "__version__",
+    "apresence",
     "configure",
     "disconnect",
     "host_stats",

@@ -71,7 +71,7 @@ class SSEChannel:
                 raise TypeError(f"name must be a str or None, not {type(name).__name__}")
             if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= 255:
                 raise ValueError(f"name must have 1 to 255 bytes, not {name!r}")
-            if name == _sse_channel.CONTROL_CHANNEL:
+            if name.startswith(_sse_channel.OWN_CHANNELS):
                 raise ValueError(f"the channel {name!r} is the library's own; choose another name")
         self._capacity = _count(capacity, "capacity", 1)
         history = _count(history, "history", 0)

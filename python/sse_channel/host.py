@@ -1,22 +1,28 @@
-"""What all processes of this host have counted: how many listen, and what was delivered.
+"""What all processes have counted: how many listen, and what was delivered.
 
 Each process counts in a file of its own, in the directory of `local://` (on the other buses the one
 that `local://` would use), where every process of the same project, user and bus can read it at any
 time. It costs no thread, nobody is asked, and a process that was killed is seen as gone at once.
+Processes of other hosts, on `redis://`, are asked (`survey`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 from . import _sse_channel
+from .config import options
 from .event import check_text
+from .survey import PATIENCE, Answers, Survey
 
 if TYPE_CHECKING:
     from .channel import SSEChannel
 
-__all__ = ["host_stats", "presence"]
+__all__ = ["apresence", "host_stats", "presence"]
+
+_logger = logging.getLogger("sse_channel")
 
 _COUNTS = ("published", "received", "delivered", "dropped", "bytes")
 
@@ -26,14 +32,17 @@ def presence(channel: SSEChannel | str) -> int: ...
 @overload
 def presence(channel: None = None) -> dict[str, int]: ...
 def presence(channel: SSEChannel | str | None = None) -> int | dict[str, int]:
-    """How many clients listen now, in all processes of the project on this host.
+    """How many clients listen now, in all processes of the project.
 
     Clients are streams, offloaded or not: browsers, as a rule. Queues (`listen`) are not counted,
     since it is the project's own code that reads them. A stream of several channels is a client of
     each of them. The count is exact: a stream counts from its registration until it is removed,
     and those of a process that was killed count no more as soon as it has ended.
 
-    With `redis://` the clients of other hosts are not counted.
+    On `memory://` and `local://` it reads files and waits for nobody. On `redis://` the processes
+    of all hosts are asked, each answers for itself, and that takes about as long as two publishes.
+    A process that does not answer within a second (it is stopped, or its host is cut off) is not
+    counted, which is logged as a warning.
 
     Args:
         channel: a channel or its name.
@@ -44,14 +53,63 @@ def presence(channel: SSEChannel | str | None = None) -> int | dict[str, int]:
     Raises:
         TypeError: a channel that is none.
         ValueError: a private channel, of which other processes know nothing; ask its `stats`.
+        BusError: Redis cannot be reached.
     """
+    name = _name(channel)
+    if not _spans_hosts():
+        return _of(name, _sse_channel.presence())
+    with Survey() as survey:
+        return _of(name, _counted(survey.ask("clients", name)))
+
+
+@overload
+async def apresence(channel: SSEChannel | str) -> int: ...
+@overload
+async def apresence(channel: None = None) -> dict[str, int]: ...
+async def apresence(channel: SSEChannel | str | None = None) -> int | dict[str, int]:
+    """`presence`, awaitable: for an asyncio loop, which must not wait for Redis.
+
+    Raises:
+        TypeError, ValueError, BusError: as `presence`.
+    """
+    name = _name(channel)
+    if not _spans_hosts():
+        return _of(name, _sse_channel.presence())
+    with await Survey.begin() as survey:
+        return _of(name, _counted(await survey.aask("clients", name)))
+
+
+def _name(channel: SSEChannel | str | None) -> str | None:
     if channel is None:
-        return _sse_channel.presence()
+        return None
     name: Any = channel if isinstance(channel, str) else getattr(channel, "name", channel)
     if name is None:
         raise ValueError("a private channel is this process's alone; see its stats()")
     check_text(name, "channel")
-    return _sse_channel.presence().get(name, 0)
+    return str(name)
+
+
+def _of(name: str | None, clients: dict[str, int]) -> int | dict[str, int]:
+    return clients if name is None else clients.get(name, 0)
+
+
+def _spans_hosts() -> bool:
+    return (_sse_channel.bus_url() or options().bus).startswith(("redis://", "rediss://"))
+
+
+def _counted(answers: Answers) -> dict[str, int]:
+    if answers.missing:
+        _logger.warning(
+            "%d of %d processes did not tell within %s s how many clients they have: are they "
+            "stopped, or cut off from the bus? The others' clients are counted.",
+            answers.missing,
+            answers.missing + len(answers.given),
+            PATIENCE,
+        )
+    counted: dict[str, int] = {}
+    for answer in answers.given:
+        _add_counts(counted, answer["clients"].items())
+    return counted
 
 
 def host_stats() -> dict[str, Any]:

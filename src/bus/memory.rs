@@ -23,7 +23,7 @@ impl MemoryBus {
     }
 
     fn send(&self, publication: Publication) -> crate::error::Result<EventId> {
-        let Publication { channel, history, body, format } = publication;
+        let Publication { channel, history, body, format, .. } = publication;
         let key = self.hub.channel(&channel, history);
         let has_message = body.has_data();
         self.hub.publish(key, Draft { body: Some(body), format, has_message, decoded: None })

@@ -7,7 +7,7 @@ pub mod redis;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::event::Format;
@@ -35,6 +35,8 @@ pub struct Publication {
     pub body: Body,
     /// How a reader gets the message back.
     pub format: Format,
+    /// Where is noted how many processes it was sent to, by a bus that knows, before it is answered.
+    pub heard_by: Option<Arc<OnceLock<u64>>>,
 }
 
 /// Something the bus does at once, or has to wait for.

@@ -49,7 +49,7 @@ impl Hub {
     ) -> Result<Option<Rendered>> {
         let mut state = lock(&self.state);
         // From here on the renderer keeps both of them heard.
-        if !state.hears_control() || sources.iter().any(|key| !state.channels[*key].heard) {
+        if !state.hears_own() || sources.iter().any(|key| !state.channels[*key].heard) {
             return Ok(None);
         }
         let its = || sources.iter().map(|key| &state.channels[*key]);
@@ -80,7 +80,7 @@ impl Hub {
     ) -> Result<Option<Registered>> {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
-        if state.rendering(at).is_none() || !state.hears_control() {
+        if state.rendering(at).is_none() || !state.hears_own() {
             return Ok(None);
         }
         let registered = state.register(self, client, &[at.key], resume, owner, &mut discarded);

@@ -37,6 +37,17 @@ pub struct Backlog {
     pub overflow: Overflow,
 }
 
+/// What waits for a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlogged {
+    /// When the oldest event of it was ordered, in milliseconds since the epoch; `None` without one.
+    pub since: Option<u64>,
+    /// Its frames.
+    pub frames: usize,
+    /// Its bytes, where they are known.
+    pub bytes: Option<usize>,
+}
+
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -152,6 +163,22 @@ impl Connection {
     /// Its place among the streams of the process.
     pub fn slot(&self) -> Option<&Slot> {
         self.slot.as_deref()
+    }
+
+    /// When the oldest event that waits for it was ordered, in milliseconds since the epoch.
+    pub fn behind_since(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Behind { cursor, .. } if !self.is_idle() => Some(cursor.ms),
+            _ => self.backlog.iter().find_map(|waiting| waiting.piece.ordered()),
+        }
+    }
+
+    /// What waits for it.
+    pub fn waiting(&self) -> Backlogged {
+        let pieces = self.backlog.iter().map(|waiting| &waiting.piece);
+        let frames = pieces.clone().map(|piece| piece.frames() as usize).sum();
+        let bytes: usize = pieces.map(|piece| piece.bytes().len()).sum();
+        Backlogged { since: self.behind_since(), frames, bytes: Some(bytes - self.sent) }
     }
 
     /// Drops what waits, but for the rest of what is sent in part.

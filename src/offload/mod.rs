@@ -28,13 +28,14 @@ use crate::event_id::EventId;
 use crate::hub::{Hub, Outlet, Revoked};
 use crate::metrics::Reason;
 use crate::queue::Client;
+use crate::survey::Report;
 use crate::sync::lock;
 
 use connection::Connection;
 use piece::Piece;
 use shard::{Inbox, Item, Joining, Shard};
 
-pub use connection::Backlog;
+pub use connection::{Backlog, Backlogged};
 pub use piece::{Form, Framing};
 
 /// A peer that acknowledges nothing for so long is given up by the kernel.
@@ -172,6 +173,15 @@ impl Offload {
         for (inbox, _) in &lock(&self.running).threads {
             // Refused by a thread that has ended: then there is nothing to disconnect.
             let _ = inbox.push(Item::Revoke(Arc::clone(revoked)));
+            inbox.ring();
+        }
+    }
+
+    /// Has each thread add its slowest connections to `report`.
+    pub fn survey(&self, report: &Arc<Report>) {
+        for (inbox, _) in &lock(&self.running).threads {
+            // Refused by a thread that has ended: then it has nothing to add.
+            let _ = inbox.push(Item::Survey(Arc::clone(report)));
             inbox.ring();
         }
     }

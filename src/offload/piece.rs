@@ -176,6 +176,12 @@ impl Piece {
         self.frames
     }
 
+    /// When the oldest of its events was ordered, in milliseconds since the epoch.
+    pub fn ordered(&self) -> Option<u64> {
+        let first = |tally: &Tally| tally.ordered.first().map(|(ms, _)| *ms);
+        self.tallies.iter().filter_map(first).min()
+    }
+
     /// Counts that `times` connections took all of it: `now`, in milliseconds since the epoch, if it
     /// was live.
     pub fn count_delivered(&self, times: u64, now: Option<u64>) {

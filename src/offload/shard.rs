@@ -30,9 +30,10 @@ use crate::event_id::now_ms;
 use crate::frame::{self, HEARTBEAT};
 use crate::history::Gap;
 use crate::hub::{ChannelNumber, First, Outlet, Passed, Revoked, Route};
-use crate::metrics::Reason;
+use crate::metrics::{Counted, Reason};
 use crate::offload::connection::{Connection, Phase, Wrote};
 use crate::offload::piece::{Form, Piece};
+use crate::survey::{Report, SLOWEST, SlowClient};
 use crate::sync::lock;
 use crate::wake::Wakeups;
 
@@ -77,6 +78,8 @@ pub enum Item {
     },
     /// Some have no right to their stream any more.
     Revoke(Arc<Revoked>),
+    /// Somebody wants to know which are slow.
+    Survey(Arc<Report>),
 }
 
 /// A connection on its way to its thread.
@@ -295,6 +298,7 @@ impl Shard {
     fn take_items(&mut self) {
         let mut events = Vec::new();
         let mut ended = Vec::new();
+        let mut surveys = Vec::new();
         let mut end = None;
         for item in self.inbox.take() {
             match item {
@@ -307,10 +311,14 @@ impl Shard {
                 Item::Passed(Passed::End(channel)) => ended.push(channel),
                 // At once: those that come after it are not meant.
                 Item::Revoke(revoked) => self.revoke(&revoked),
+                Item::Survey(report) => surveys.push(report),
                 Item::End { deadline, farewell } => end = Some((deadline, farewell)),
             }
         }
         self.fan_out(&events);
+        for report in surveys {
+            report.add(self.slowest_connections());
+        }
         for channel in ended {
             self.end_channel(channel);
         }
@@ -430,6 +438,20 @@ impl Shard {
         for (place, reason) in gone {
             self.remove(place, reason);
         }
+    }
+
+    /// Those that are the furthest behind.
+    fn slowest_connections(&self) -> Vec<SlowClient> {
+        let since = |(place, its): (usize, &Connection)| Some((its.behind_since()?, place));
+        let mut behind: Vec<(u64, usize)> = self.connections.iter().filter_map(since).collect();
+        behind.sort_unstable();
+        let told = behind.into_iter().take(SLOWEST).filter_map(|(_, place)| {
+            let connection = self.connections.get(place)?;
+            let route = &self.groups.get(connection.route)?.route;
+            let names = route.hub.upgrade()?.names_of(route);
+            SlowClient::new(Counted::Socket, connection.slot(), &names, connection.waiting())
+        });
+        told.collect()
     }
 
     /// Ends those that are meant; what waits for them is not sent.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -87,27 +88,24 @@ pub fn publish(
     }
 }
 
-/// `publish` on asyncio: the event's id, or an awaitable for it when the bus has to be waited for.
-pub fn publish_later<'py>(
+/// `publish` on asyncio: what `convert` makes of the event's id, or an awaitable for it when the bus
+/// has to be waited for.
+pub fn publish_later<'py, T>(
     py: Python<'py>,
     bus: &Arc<dyn Bus>,
     publication: Publication,
     timeout: Duration,
-    published: impl FnOnce() + Send + 'static,
-) -> PyResult<Bound<'py, PyAny>> {
+    convert: impl FnOnce(EventId) -> T + Send + 'static,
+) -> PyResult<Bound<'py, PyAny>>
+where
+    T: for<'a> IntoPyObject<'a> + Send + 'static,
+{
     match py.detach(|| bus.try_publish(publication)) {
-        Attempt::Done(answer) => {
-            let id = answer?;
-            published();
-            Ok(id.to_string().into_pyobject(py)?.into_any())
-        }
+        Attempt::Done(answer) => convert(answer?).into_bound_py_any(py),
         Attempt::Waits(publication) => {
             let (ticket, answering) = Answering::new();
             bus.publish(publication, answering);
-            asyncio::awaitable(py, Arc::clone(bus), ticket, timeout, |id| {
-                published();
-                id.to_string()
-            })
+            asyncio::awaitable(py, Arc::clone(bus), ticket, timeout, convert)
         }
     }
 }

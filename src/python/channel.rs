@@ -134,7 +134,8 @@ impl Channel {
         let id = match (&self.name, &place.bus) {
             (Some(name), Some(bus)) => {
                 let channel = Arc::clone(name);
-                let publication = Publication { channel, history: self.history, body, format };
+                let history = self.history;
+                let publication = Publication { channel, history, body, format, heard_by: None };
                 bus::publish(py, bus, publication, Duration::from_secs_f64(timeout))?
             }
             _ => {
@@ -170,11 +171,13 @@ impl Channel {
             return Err(PyTypeError::new_err("a private channel has no bus to wait for"));
         };
         let channel = Arc::clone(name);
-        let publication = Publication { channel, history: self.history, body, format };
+        let history = self.history;
+        let publication = Publication { channel, history, body, format, heard_by: None };
         let timeout = Duration::from_secs_f64(timeout);
         let counters = Arc::clone(&place.counters);
-        bus::publish_later(py, bus, publication, timeout, move || {
+        bus::publish_later(py, bus, publication, timeout, move |id| {
             counters.published().fetch_add(1, Relaxed);
+            id.to_string()
         })
     }
 
@@ -292,8 +295,8 @@ pub fn prepare<'py>(
 
 /// What the bus must hear for a stream of those channels: when it is to be disconnected, too.
 pub fn heard_by_streams(places: &[Place]) -> Vec<ChannelKey> {
-    let control = places.first().and_then(|first| first.hub.control());
-    places.iter().map(|place| place.key).chain(control).collect()
+    let own = places.first().map(|first| first.hub.own()).unwrap_or_default();
+    places.iter().map(|place| place.key).chain(own).collect()
 }
 
 /// Where the channels are, which must be of one hub.

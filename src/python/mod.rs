@@ -13,6 +13,7 @@ mod parking;
 mod queue;
 mod rendering;
 mod stream;
+mod survey;
 mod wait;
 
 use pyo3::prelude::*;
@@ -45,6 +46,8 @@ mod _sse_channel {
     use super::rendering::{Rendering, SourceEvent};
     #[pymodule_export]
     use super::stream::Stream;
+    #[pymodule_export]
+    use super::survey::{ask, ask_later};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -54,7 +57,9 @@ mod _sse_channel {
         module.add("HEARTBEAT", crate::frame::HEARTBEAT)?;
         module.add("REASONS", crate::metrics::Reason::ALL.map(crate::metrics::Reason::name))?;
         module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
+        module.add("ANSWERS_CHANNEL", crate::survey::ANSWERS)?;
         module.add("CONTROL_CHANNEL", crate::control::CHANNEL)?;
+        module.add("OWN_CHANNELS", crate::control::OWN)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.
         let hooks = PyDict::new(py);

@@ -392,7 +392,8 @@ mod tests {
     fn publication(data: &str) -> Publication {
         let fields = Fields { data: Some(data), ..Fields::default() };
         let Ok(body) = Body::encode(&fields, 1 << 20) else { unreachable!("{data:?} is valid") };
-        Publication { channel: "news".into(), history: 1, body, format: Format::Json }
+        let channel = "news".into();
+        Publication { channel, history: 1, body, format: Format::Json, heard_by: None }
     }
 
     #[test]

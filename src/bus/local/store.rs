@@ -361,7 +361,7 @@ impl Store {
                 "INSERT INTO event (id, channel, json, has_data, frame, message)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
-            for Publication { channel: name, history, body, format } in publications {
+            for Publication { channel: name, history, body, format, .. } in publications {
                 last = last.next().max(now);
                 let message = body.beside();
                 let text = body.frame().len() + message.map_or(0, <[u8]>::len);

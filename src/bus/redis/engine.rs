@@ -410,8 +410,11 @@ impl Engine {
         self.under_way_bytes = self.under_way_bytes.saturating_sub(sent.weight);
         let waiting = sent.waiting;
         let refused = match reply {
-            Ok(value) => match entry::id(&value) {
-                Some(id) => {
+            Ok(value) => match entry::published(&value) {
+                Some((id, heard)) => {
+                    let heard_by = waiting.publication.heard_by.as_ref();
+                    // Once, whatever was given up before.
+                    let _ = heard_by.zip(heard).map(|(known, heard)| known.set(heard));
                     self.shared.hub.observe(id);
                     let channel = Arc::clone(&waiting.publication.channel);
                     let until = Instant::now() + DELIVERY;

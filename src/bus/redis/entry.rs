@@ -94,6 +94,13 @@ impl Page {
     }
 }
 
+/// The id of what was published, and how many were told of it if that is known.
+pub fn published(reply: &Value) -> Option<(EventId, Option<u64>)> {
+    let text = std::str::from_utf8(bytes(reply)?).ok()?;
+    let (id, heard) = text.split_once(' ').map_or((text, None), |(id, it)| (id, Some(it)));
+    Some((id.parse().ok()?, heard.and_then(|count| count.parse().ok())))
+}
+
 /// The id in a reply that is nothing else.
 pub fn id(reply: &Value) -> Option<EventId> {
     bytes(reply).and_then(parse)

@@ -12,6 +12,7 @@ use crate::bus::redis::target::Keys;
 use crate::event::Format;
 use crate::event_id::EventId;
 use crate::history::Limits;
+use crate::survey;
 
 /// Entries of a stream that are kept in any case, so that a listener that was away for a moment
 /// finds what it missed.
@@ -23,11 +24,11 @@ const MOST_EVENTS: usize = 1_000_000_000;
 /// Ten years: Redis refuses an expiry that overflows.
 const LONGEST_AGE: u64 = 315_360_000_000;
 
-/// Orders, stores and announces one event, and gives its id. The first write is the one that
+/// Orders, stores and announces one event, and gives its id and how many were told. The first write is the one that
 /// Redis refuses when it is full: then nothing is done.
 ///
 /// A sequence number that is not above the producer's last was here before, by a connection that
-/// was given up: it gets the id from then. So a publication lands once, and late bytes of a dead
+/// was given up: it gets the id from then, alone. So a publication lands once, and late bytes of a dead
 /// connection cannot undo the order.
 pub const PUBLISH: &str = r"
 local stream, state = KEYS[1], KEYS[2]
@@ -93,9 +94,9 @@ if not latest and redis.call('HLEN', state) > 20 then
         if at and tonumber(at) < ms - 3600000 then redis.call('HDEL', state, all[i]) end
     end
 end
-redis.call(announce, stream,
+local heard = redis.call(announce, stream,
     id .. ' ' .. last .. ' ' .. flags .. ' ' .. #frame .. '\n' .. frame .. beside)
-return id
+return id .. ' ' .. heard
 ";
 
 /// Gives the newest id of a channel. A channel without any gets the time as the place where it
@@ -173,14 +174,14 @@ impl Scripts {
         publication: &Publication,
         limits: Limits,
     ) -> Cmd {
-        let Publication { history, body, format, .. } = publication;
+        let Publication { channel, history, body, format, .. } = publication;
         let mut call = self.call(&self.publish, keys);
         call.arg(&producer.0)
             .arg(sequence)
             .arg((*history).min(MOST_EVENTS))
             .arg(age(limits))
             .arg(limits.bytes)
-            .arg(SLACK)
+            .arg(if survey::is_one_of_its(channel) { survey::HISTORY } else { SLACK })
             .arg(flags(*format, body.has_data()))
             .arg(body.frame())
             .arg(body.beside().unwrap_or_default())
