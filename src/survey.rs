@@ -3,6 +3,8 @@
 //! A question and its answers are events of two channels of the library's own. Who answers needs no
 //! interpreter: a worker that is busy, or waits in `accept`, does. One that is stopped does not.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
@@ -14,9 +16,9 @@ use crate::clients::Slot;
 use crate::event::{Event, Format};
 use crate::event_id::{EventId, now_ms};
 use crate::frame::{Body, Fields};
-use crate::host::REFUSALS;
+use crate::host::{ProcessFigures, REFUSALS};
 use crate::hub::{ChannelFigures, Hub, Outlet, Passed};
-use crate::metrics::{Counted, Reason};
+use crate::metrics::{Counted, Reason, Snapshot};
 use crate::offload::{Backlogged, Offload};
 use crate::sync::lock;
 use crate::ticket::Answering;
@@ -33,7 +35,7 @@ pub const HISTORY: usize = 16;
 /// Clients that an answer names, those that are the furthest behind.
 pub const SLOWEST: usize = 10;
 
-/// Channels that an answer to `About::Figures` names, the largest.
+/// Channels that a summary names, the largest.
 const LARGEST: usize = 100;
 
 /// Whether a channel is one of the two.
@@ -129,10 +131,10 @@ impl Respondent {
                     "lag": figures.lag,
                     "waiting": figures.waiting,
                 });
-                let refused = hub.host().own().refused;
-                let refused = REFUSALS.iter().zip(refused).filter(|(_, count)| *count > 0);
-                facts["refused"] = refused.map(|(name, count)| (*name, count)).collect();
-                put_figures(&mut facts, hub.all_figures());
+                facts["refused"] = refusals(hub.host().own().refused);
+                let mut summary = Summary::default();
+                summary.add_own(&hub.all_figures());
+                summary.put_into(&mut facts);
                 let report = Report::new(&bus, facts);
                 report.add(slow_streams(&hub));
                 if let Some(offload) = self.offload.upgrade() {
@@ -267,65 +269,129 @@ fn clients(all: &[ChannelFigures], channel: Option<&str>) -> Value {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-/// Puts in the sums over all channels, and the channels with the most clients.
-fn put_figures(facts: &mut Value, mut all: Vec<ChannelFigures>) {
-    let of_kinds = |its: &ChannelFigures| [its.queues, its.streams, its.sockets];
-    let mut kinds = [0; 3];
-    let mut counts = [0; 5];
-    let mut disconnected = [0; Reason::ALL.len()];
-    let mut delays = Vec::new();
-    let mut channels = Vec::new();
-    all.sort_by_cached_key(|its| std::cmp::Reverse(of_kinds(its).iter().sum::<usize>()));
-    for its in &all {
-        let snapshot = its.counters.snapshot();
-        let own = [
-            snapshot.published(),
-            snapshot.received(),
-            snapshot.delivered(),
-            snapshot.dropped(),
-            snapshot.bytes(),
-        ];
-        add(&mut kinds, of_kinds(its));
-        add(&mut counts, own);
-        add(&mut disconnected, Reason::ALL.map(|reason| snapshot.disconnected(reason)));
-        delays.resize(snapshot.delays().len(), 0);
-        add(&mut delays, snapshot.delays().iter().copied());
-        if channels.len() < LARGEST {
-            let mut told = counted(own);
-            told["name"] = (*its.name).into();
-            told["clients"] = by_kind(of_kinds(its));
-            channels.push(told);
+/// What was counted of some channels: the sums over all, and the largest of them.
+#[derive(Debug, Default)]
+pub struct Summary {
+    channels: HashMap<String, (Snapshot, [u64; KINDS.len()])>,
+}
+
+/// The kinds of clients, in the order in which they are counted here.
+const KINDS: [Counted; 3] = [Counted::Queue, Counted::Stream, Counted::Socket];
+
+impl Summary {
+    /// Adds what a process has counted of a channel, which has so many clients of each kind.
+    pub fn add(&mut self, channel: &str, snapshot: &Snapshot, clients: [u64; KINDS.len()]) {
+        let (counted, kinds) = self.channels.entry(channel.to_owned()).or_default();
+        // The clients stand beside it.
+        counted.add_departed(snapshot);
+        add(kinds, clients);
+    }
+
+    /// The same, of a process that counts where others see it.
+    pub fn add_shared(&mut self, channel: &str, snapshot: &Snapshot) {
+        self.add(channel, snapshot, KINDS.map(|kind| snapshot.clients(kind)));
+    }
+
+    /// The same, of channels of this process.
+    pub fn add_own(&mut self, all: &[ChannelFigures]) {
+        for its in all {
+            let clients = [its.queues, its.streams, its.sockets].map(|count| count as u64);
+            self.add(&its.name, &its.counters.snapshot(), clients);
         }
     }
-    let mut totals = counted(counts);
-    totals["clients"] = by_kind(kinds);
-    totals["disconnected"] =
-        Reason::ALL.iter().zip(disconnected).map(|(reason, count)| (reason.name(), count)).collect();
-    totals["delays"] = delays.into();
-    facts["totals"] = totals;
-    facts["more_channels"] = (all.len() - channels.len()).into();
-    facts["channels"] = channels.into();
-}
 
-fn add<T: std::ops::AddAssign>(sums: &mut [T], more: impl IntoIterator<Item = T>) {
-    for (sum, more) in sums.iter_mut().zip(more) {
-        *sum += more;
+    /// Puts it into `facts`, as `totals`, `channels` and `more_channels`.
+    pub fn put_into(self, facts: &mut Value) {
+        let mut all_counted = Snapshot::default();
+        let mut all_kinds = [0; KINDS.len()];
+        for (counted, kinds) in self.channels.values() {
+            all_counted.add_departed(counted);
+            add(&mut all_kinds, *kinds);
+        }
+        let reasons = Reason::ALL.iter();
+        let mut totals = told(&all_counted, all_kinds);
+        totals["disconnected"] =
+            reasons.map(|reason| (reason.name(), all_counted.disconnected(*reason))).collect();
+        totals["delays"] = all_counted.delays().into();
+        facts["totals"] = totals;
+        // The sum of those that had no room by name is none of them.
+        let mut channels: Vec<_> =
+            self.channels.into_iter().filter(|(name, _)| !name.is_empty()).collect();
+        channels.sort_by_cached_key(|(name, (counted, kinds))| {
+            (Reverse((kinds.iter().sum::<u64>(), counted.delivered())), name.clone())
+        });
+        facts["more_channels"] = channels.len().saturating_sub(LARGEST).into();
+        let largest = channels.into_iter().take(LARGEST).map(|(name, (counted, kinds))| {
+            let mut its = told(&counted, kinds);
+            its["name"] = name.into();
+            its
+        });
+        facts["channels"] = largest.collect();
     }
 }
 
-fn counted([published, received, delivered, dropped, bytes]: [u64; 5]) -> Value {
+fn add(sums: &mut [u64], more: impl IntoIterator<Item = u64>) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum = sum.saturating_add(more);
+    }
+}
+
+fn told(counted: &Snapshot, kinds: [u64; KINDS.len()]) -> Value {
     json!({
-        "published": published,
-        "received": received,
-        "delivered": delivered,
-        "dropped": dropped,
-        "bytes": bytes,
+        "published": counted.published(),
+        "received": counted.received(),
+        "delivered": counted.delivered(),
+        "dropped": counted.dropped(),
+        "bytes": counted.bytes(),
+        "clients": KINDS.iter().map(|kind| kind.name()).zip(kinds).collect::<Value>(),
     })
 }
 
-fn by_kind(counts: [usize; 3]) -> Value {
-    let kinds = [Counted::Queue, Counted::Stream, Counted::Socket];
-    kinds.iter().zip(counts).map(|(kind, count)| (kind.name(), count)).collect()
+/// What all processes of this host have counted, also those without streams: `processes`, each as it
+/// would answer, and `host`, the sums over all that live or did.
+pub fn host_view(hub: &Hub) -> Value {
+    let (own, others) = (hub.host().own(), hub.host().read());
+    let all = hub.all_figures();
+    let mut sum = Summary::default();
+    let mut refused = own.refused;
+    let mut processes = Vec::new();
+    if !all.is_empty() {
+        sum.add_own(&all);
+        let mut its = Summary::default();
+        its.add_own(&all);
+        processes.push(view_of(&own, its));
+    }
+    for process in &others.processes {
+        let mut its = Summary::default();
+        for (name, snapshot) in &process.channels {
+            its.add_shared(name, snapshot);
+            sum.add_shared(name, snapshot);
+        }
+        add(&mut refused, process.refused);
+        processes.push(view_of(process, its));
+    }
+    for (name, snapshot) in &others.departed.channels {
+        sum.add(name, snapshot, [0; KINDS.len()]);
+    }
+    add(&mut refused, others.departed.refused);
+    let mut host = json!({ "refused": refusals(refused) });
+    sum.put_into(&mut host);
+    json!({ "name": host_name(), "processes": processes, "host": host })
+}
+
+fn view_of(process: &ProcessFigures, its: Summary) -> Value {
+    let mut view = json!({
+        "process": process.pid,
+        "bus": { "connected": process.is_connected, "lag": process.lag as f64 / 1000.0 },
+        "refused": refusals(process.refused),
+    });
+    its.put_into(&mut view);
+    view
+}
+
+fn refusals(counts: [u64; REFUSALS.len()]) -> Value {
+    let counted = REFUSALS.iter().zip(counts).filter(|(_, count)| *count > 0);
+    counted.map(|(reason, count)| (*reason, count)).collect()
 }
 
 fn host_name() -> String {

@@ -11,8 +11,11 @@ from .queue import ClientQueue
 from .stream import EventStream, _Opener
 
 __all__ = [
+    "ANSWERS_CHANNEL",
     "CONTROL_CHANNEL",
+    "DELAY_BOUNDS",
     "HEARTBEAT",
+    "OWN_CHANNELS",
     "REASONS",
     "RESET_EVENT",
     "BusError",
@@ -26,6 +29,8 @@ __all__ = [
     "Stream",
     "__version__",
     "after_fork",
+    "ask",
+    "ask_later",
     "before_fork",
     "begin_bus_anew",
     "bus_figures",
@@ -38,6 +43,7 @@ __all__ = [
     "figures",
     "forked",
     "host_figures",
+    "host_view",
     "offload",
     "offload_figures",
     "prepare",
@@ -50,11 +56,20 @@ __all__ = [
 
 __version__: Final[str]
 
+ANSWERS_CHANNEL: Final[str]
+"""The name of the channel on which processes answer what another one has asked."""
+
 CONTROL_CHANNEL: Final[str]
 """The name of the channel by which processes tell each other of clients."""
 
+DELAY_BOUNDS: Final[list[float]]
+"""The upper bounds of the buckets of the delivery delay but the last, in seconds."""
+
 HEARTBEAT: Final[bytes]
 """What an idle stream carries: a comment, which browsers do not dispatch."""
+
+OWN_CHANNELS: Final[str]
+"""What the names of the library's own channels begin with."""
 
 REASONS: Final[list[str]]
 """Why clients are disconnected, as `stats` counts them."""
@@ -464,6 +479,26 @@ def bus_url() -> str | None:
 
 def check_bus(url: str) -> str | None:
     """Why a bus URL cannot be used, or None."""
+
+def host_view() -> str:
+    """What all processes of this host have counted, as JSON: for the monitor.
+
+    ``name`` of the host, ``processes``, each as it would answer, and ``host``: the sums over all
+    that live or did.
+    """
+
+def ask(question: str, timeout: float) -> int | None:
+    """Publish a question to all processes that have streams; they answer on `ANSWERS_CHANNEL`.
+
+    Returns:
+        How many processes have it; None where the bus does not know.
+
+    Raises:
+        BusError: the bus did not take it within `timeout` seconds.
+    """
+
+def ask_later(question: str, timeout: float) -> int | Awaitable[int | None] | None:
+    """`ask` for asyncio: what it gives, or an awaitable for it."""
 
 def begin_bus_anew() -> None:
     """End all streams and the bus; the next use of a named channel begins it by new options.

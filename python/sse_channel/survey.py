@@ -83,7 +83,7 @@ class Survey:
         channel: str | None = None,
         *,
         patience: float = PATIENCE,
-        known: Collection[tuple[Any, ...]] | None = None,
+        known: Collection[tuple[str, int]] | None = None,
     ) -> Answers:
         """Ask all processes, and wait for their answers.
 
@@ -91,10 +91,12 @@ class Survey:
             about: ``"clients"``, or ``"figures"``.
             channel: the channel whose clients are asked for.
             patience: seconds to wait at the most.
-            known: those (`identity`) to wait for, where the bus does not tell how many there are.
+            known: those to wait for, by host and process id, where the bus does not tell how many
+                there are.
 
         Raises:
             BusError: the bus cannot be reached.
+            ChannelClosed: the bus was closed meanwhile.
         """
         token, question = _question(about, channel)
         asked = _sse_channel.ask(question, options().publish_timeout)
@@ -102,6 +104,8 @@ class Survey:
         while (left := gathering.left) > 0:
             try:
                 gathering.take(self._queue.get(timeout=left))
+            except _sse_channel.ChannelClosed:
+                raise
             except Empty:
                 break
         return gathering.answers
@@ -121,11 +125,6 @@ class Survey:
         return gathering.answers
 
 
-def identity(answer: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells a process from all others."""
-    return (answer["host"], answer["process"], answer["began"])
-
-
 class _Gathering:
     """Answers to one question."""
 
@@ -134,7 +133,7 @@ class _Gathering:
         token: str,
         asked: int | None,
         patience: float,
-        known: Collection[tuple[Any, ...]] | None,
+        known: Collection[tuple[str, int]] | None,
     ) -> None:
         self._token = token
         self._asked = asked
@@ -154,10 +153,10 @@ class _Gathering:
     def take(self, answer: dict[str, Any]) -> None:
         if answer["token"] != self._token:
             return
-        its = identity(answer)
-        self._given[its] = answer
+        # Two processes of one number may be in two containers of one name.
+        self._given[(answer["host"], answer["process"], answer["began"])] = answer
         if self._awaited is not None:
-            self._awaited.discard(its)
+            self._awaited.discard((answer["host"], answer["process"]))
 
     @property
     def answers(self) -> Answers:

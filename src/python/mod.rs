@@ -47,7 +47,7 @@ mod _sse_channel {
     #[pymodule_export]
     use super::stream::Stream;
     #[pymodule_export]
-    use super::survey::{ask, ask_later};
+    use super::survey::{ask, ask_later, host_view};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -59,6 +59,8 @@ mod _sse_channel {
         module.add("RESET_EVENT", crate::frame::RESET_EVENT)?;
         module.add("ANSWERS_CHANNEL", crate::survey::ANSWERS)?;
         module.add("CONTROL_CHANNEL", crate::control::CHANNEL)?;
+        let seconds = |milliseconds| milliseconds as f64 / 1000.0;
+        module.add("DELAY_BOUNDS", crate::metrics::BOUNDS.map(seconds).to_vec())?;
         module.add("OWN_CHANNELS", crate::control::OWN)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.

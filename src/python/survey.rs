@@ -33,6 +33,13 @@ pub fn ask_later<'py>(
     bus::publish_later(py, &named.bus, publication, timeout, move |_| heard_by.get().copied())
 }
 
+/// What all processes of this host have counted, as JSON.
+#[pyfunction]
+pub fn host_view(py: Python<'_>) -> PyResult<String> {
+    let named = bus::named(py)?;
+    Ok(py.detach(|| survey::host_view(&named.hub).to_string()))
+}
+
 fn publication_of(question: &str) -> PyResult<(Publication, Arc<OnceLock<u64>>)> {
     let fields = Fields { data: Some(question), ..Fields::default() };
     let heard_by = Arc::new(OnceLock::new());

@@ -9,6 +9,7 @@ def stream(request):
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import queue
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
@@ -57,6 +58,8 @@ def __getattr__(name: str) -> Any:
         from . import views
 
         return getattr(views, name)
+    if name == "monitor":
+        return importlib.import_module(f"{__name__}.monitor")
     if name == "metrics":
         # It needs an optional package.
         from .scrape import metrics
@@ -106,6 +109,9 @@ class EventStreamResponse(StreamingHttpResponse):
             without a name) together with others, or a `render` that needs a `key`.
     """
 
+    #: Whether the limits of the process are its own as well.
+    _is_limited = True
+
     def __init__(
         self,
         request: HttpRequest,
@@ -151,11 +157,7 @@ class EventStreamResponse(StreamingHttpResponse):
                     initial=initial,
                     render=render,
                     key=key,
-                    most=(
-                        options().max_clients,
-                        options().max_clients_per_user,
-                        options().max_clients_per_address,
-                    ),
+                    most=_limits() if self._is_limited else (0, 0, 0),
                     user=user_of(its_request) if user is None else user_key(user),
                     address=address_of(its_request),
                 )
@@ -300,6 +302,11 @@ def last_event_id_of(request: HttpRequest) -> str | None:
         or request.GET.get("lastEventId")
         or None
     )
+
+
+def _limits() -> tuple[int, int, int]:
+    most = options()
+    return (most.max_clients, most.max_clients_per_user, most.max_clients_per_address)
 
 
 def _channel(channel: SSEChannel | str) -> SSEChannel:

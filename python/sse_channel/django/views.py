@@ -159,19 +159,8 @@ class EventStreamView(View):
         permission = self.permission
         if permission is None:
             return None
-        for name in names:
-            answer: Any = permission(self.request, name)
-            if inspect.isawaitable(answer):
-                answer = async_to_sync(_awaited)(answer)
-            # Anything else than a clear yes or no is a mistake, which must not let anybody in.
-            if not isinstance(answer, bool):
-                raise TypeError(
-                    f"permission must return True or False, not {type(answer).__name__}: "
-                    f"{permission!r}"
-                )
-            if not answer:
-                return name
-        return None
+        refused = (name for name in names if not is_permitted(permission, self.request, name))
+        return next(refused, None)
 
     def _answer(self, answer: type[HttpResponse], text: str) -> HttpResponse:
         response = answer(f"{text}\n", content_type="text/plain; charset=utf-8")
@@ -179,6 +168,22 @@ class EventStreamView(View):
         allow_origin(self.request, response)
         response["Cache-Control"] = "no-store"
         return response
+
+
+def is_permitted(permission: Callable[..., Any], *args: Any) -> bool:
+    """Ask `permission`, which may be asynchronous.
+
+    Raises:
+        TypeError: anything else than a clear yes or no, which must not let anybody in.
+    """
+    answer: Any = permission(*args)
+    if inspect.isawaitable(answer):
+        answer = async_to_sync(_awaited)(answer)
+    if not isinstance(answer, bool):
+        raise TypeError(
+            f"permission must return True or False, not {type(answer).__name__}: {permission!r}"
+        )
+    return answer
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:

@@ -1,0 +1,428 @@
+"""The monitor's samples: what all processes do, once a second, for as long as somebody watches.
+
+A thread of the process that has a watcher (a greenlet, where gevent has put them in the place of
+threads) asks all processes for what they have counted (`survey`), and publishes what happened since
+the last time to a private channel: nothing of it goes over the bus but questions and answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import _sse_channel
+from .channel import SSEChannel
+from .config import options
+from .event import Event
+from .survey import Survey
+from .waiting import after_close
+
+__all__ = ["Monitor", "Sampler"]
+
+#: Seconds between two samples.
+_EVERY = 1.0
+
+#: Seconds that answers are waited for.
+_PATIENCE = 0.8
+
+#: Samples that a new watcher gets.
+_SAMPLES = 300
+
+#: Seconds without a watcher after which the thread ends.
+_LINGER = 15.0
+
+#: Seconds that a process may be late, and is taken for what it was.
+_LATE = 2.5
+
+#: Seconds after which a silent process is shown no more.
+_GONE = 60.0
+
+#: Seconds that a client has to be behind to be called slow.
+_SLOW = 0.1
+
+_CHANNELS = 20
+_SLOWEST = 10
+
+#: What is counted, and what the rate of it is called.
+_RATES = {
+    "published": "events",
+    "received": "received",
+    "delivered": "deliveries",
+    "bytes": "bytes",
+    "dropped": "dropped",
+}
+
+_logger = logging.getLogger("sse_channel")
+
+_monitors: dict[int, Monitor] = {}
+
+
+class Monitor:
+    """Where the samples of this process's watchers come from; `current` gives it."""
+
+    def __init__(self) -> None:
+        #: Each sample is published here: private, so that it is in no figures.
+        self.channel = SSEChannel(history=30)
+        self._past: deque[dict[str, Any]] = deque(maxlen=_SAMPLES)
+        self._thread: threading.Thread | None = None
+        # Held to begin the thread, and for its decision to end.
+        self._lock = threading.Lock()
+        self._wanted_until = 0.0
+        self._is_ending = threading.Event()
+
+    @classmethod
+    def current(cls) -> Monitor:
+        """That of this process."""
+        monitor = _monitors.get(os.getpid())
+        # Of two threads that come first at one time, one finds the other's.
+        return _monitors.setdefault(os.getpid(), cls()) if monitor is None else monitor
+
+    def watch(self) -> None:
+        """See to it that samples are taken, for some seconds and then while anybody listens."""
+        with self._lock:
+            self._wanted_until = time.monotonic() + _LINGER
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(
+                target=self._run, name="sse-channel-monitor", daemon=True
+            )
+            self._thread.start()
+            after_close(self._end)
+
+    def history(self) -> Event:
+        """The samples up to now, without what is of the moment alone."""
+        return Event({"samples": list(self._past)}, event="history")
+
+    def _end(self) -> None:
+        self._is_ending.set()
+        if self._thread is not None:
+            self._thread.join(_EVERY)
+
+    def _is_wanted(self) -> bool:
+        with self._lock:
+            if len(self.channel.listeners):
+                self._wanted_until = time.monotonic() + _LINGER
+            if time.monotonic() < self._wanted_until:
+                return True
+            self._thread = None
+            return False
+
+    def _run(self) -> None:
+        sampler = Sampler()
+        survey: Survey | None = None
+        next_at = time.monotonic()
+        while not self._is_ending.is_set() and self._is_wanted():
+            try:
+                survey = survey or Survey()
+                sample = sampler.take(survey)
+            except Exception as error:
+                # A bus that cannot be reached is what the watchers are to see.
+                if not isinstance(error, (_sse_channel.BusError, _sse_channel.ChannelClosed)):
+                    _logger.exception("a sample of the monitor failed")
+                if survey is not None:
+                    survey.close()
+                    survey = None
+                sample = sampler.failed(error)
+            kept = {key: sample[key] for key in ("t", "seconds", "series")}
+            self._past.append(kept)
+            with contextlib.suppress(_sse_channel.ChannelClosed):
+                self.channel.publish(Event(sample, event="sample"))
+            next_at = max(next_at + _EVERY, time.monotonic())
+            self._is_ending.wait(next_at - time.monotonic())
+        if survey is not None:
+            survey.close()
+
+
+class _Process(NamedTuple):
+    """A process as it was seen last."""
+
+    #: What it has counted.
+    facts: dict[str, Any]
+    seen_at: float
+    #: When it last told of itself, or was not expected to.
+    answered_at: float
+    rates: dict[str, float]
+
+
+class Sampler:
+    """Turns what processes have counted into what happened between two looks.
+
+    Those of this host count where each can read it, also when they have no streams, or have ended;
+    those of other hosts tell when they are asked.
+    """
+
+    def __init__(self) -> None:
+        self._processes: dict[_Key, _Process] = {}
+        self._host: dict[str, Any] | None = None
+        self._taken_at: float | None = None
+
+    def take(self, survey: Survey) -> dict[str, Any]:
+        """Ask all processes, and give a sample of what happened since the last one.
+
+        Raises:
+            BusError: the bus cannot be reached.
+        """
+        answers = survey.ask("figures", patience=_PATIENCE, known=self._expected())
+        view = json.loads(_sse_channel.host_view())
+        return self.digest(view, answers.given, answers.missing, time.monotonic())
+
+    def digest(
+        self,
+        view: dict[str, Any],
+        answers: Sequence[dict[str, Any]],
+        missing: int | None,
+        now: float,
+    ) -> dict[str, Any]:
+        """A sample.
+
+        Args:
+            view: what the processes of this host have counted (`_sse_channel.host_view`).
+            answers: those of processes of any host.
+            missing: how many did not answer; None where that is not known.
+            now: seconds of a clock that never jumps.
+        """
+        elapsed = _EVERY if self._taken_at is None else max(now - self._taken_at, 0.001)
+        here: str = view["name"]
+        told = {(answer["host"], answer["process"]): answer for answer in answers}
+        facts: dict[_Key, dict[str, Any]] = {
+            (here, its["process"]): {**told.get((here, its["process"]), {}), **its}
+            for its in view["processes"]
+        }
+        # Those of another container may have this host's name, and files of their own.
+        facts = {**{key: its for key, its in told.items() if key not in facts}, **facts}
+        elsewhere = [key for key in facts if key not in _keys_of(view)]
+        # Before the first look nothing is known.
+        happened = [_happened(self._host or view["host"], view["host"], elapsed)]
+        received: dict[str, float] = {}
+        processes: dict[_Key, _Process] = {}
+        for key, its in facts.items():
+            before = self._processes.get(key)
+            change = _happened(*self._since(before, its, now, elapsed))
+            if key in elsewhere:
+                happened.append(change)
+            for channel in change.channels:
+                name = channel["name"]
+                received[name] = max(received.get(name, 0.0), channel["received"])
+            has_told = key in told or not _holds_streams(its)
+            answered_at = now if has_told or before is None else before.answered_at
+            processes[key] = _Process(its, now, answered_at, change.rates)
+        processes |= self._silent(facts, here, missing, now)
+        self._processes, self._host, self._taken_at = processes, view["host"], now
+        present = [its for its in processes.values() if now - its.seen_at < _LATE]
+        channels = _channels(happened, received)
+        rates = {rate: sum(part.rates[rate] for part in happened) for rate in _RATES.values()}
+        # What other hosts published by processes without streams is seen where it arrives.
+        rates["events"] += sum(its["events"] for its in channels) - sum(
+            channel["events"] for part in happened for channel in part.channels
+        )
+        series: dict[str, Any] = {
+            "processes": len(present),
+            "clients": _sums(its.facts["totals"]["clients"] for its in present),
+            **rates,
+            "delay": _percentiles(
+                [sum(counts) for counts in zip(*(part.delays for part in happened), strict=True)]
+            ),
+            "disconnected": _sums(part.disconnected for part in happened),
+            "refused": _sums(part.refused for part in happened),
+            "lag": max((its.facts["bus"]["lag"] for its in present), default=0.0),
+        }
+        more = [view["host"]["more_channels"], *(facts[key]["more_channels"] for key in elsewhere)]
+        return {
+            **_frame(elapsed),
+            "series": series,
+            "processes": self._told(now),
+            "channels": channels[:_CHANNELS],
+            "more_channels": len(channels[_CHANNELS:]) + max(more),
+            "slowest": _slowest(answers),
+            "trouble": None,
+        }
+
+    def failed(self, error: Exception) -> dict[str, Any]:
+        """A sample for a look that failed: nothing is known but that."""
+        return {
+            **_frame(_EVERY),
+            "series": None,
+            "processes": self._told(time.monotonic()),
+            "channels": [],
+            "more_channels": 0,
+            "slowest": [],
+            "trouble": str(error) or type(error).__name__,
+        }
+
+    def _expected(self) -> set[_Key]:
+        """Those that are going to answer, as far as that is known."""
+        return {key for key, its in self._processes.items() if _holds_streams(its.facts)}
+
+    def _since(
+        self, before: _Process | None, facts: dict[str, Any], now: float, elapsed: float
+    ) -> tuple[dict[str, Any] | None, dict[str, Any], float]:
+        if before is not None:
+            return before.facts, facts, max(now - before.seen_at, 0.001)
+        # Of one that has begun since the last look, all is new; of another nothing is known yet.
+        is_new = self._taken_at is not None and facts.get("seconds", 0.0) <= 2 * elapsed
+        return (None if is_new else facts), facts, elapsed
+
+    def _silent(
+        self, facts: Mapping[_Key, object], here: str, missing: int | None, now: float
+    ) -> dict[_Key, _Process]:
+        """Those of other hosts that did not answer, and have not ended as far as is known."""
+        return {
+            key: its
+            for key, its in self._processes.items()
+            if key not in facts
+            and key[0] != here
+            and missing != 0
+            and _holds_streams(its.facts)
+            and now - its.seen_at < _GONE
+        }
+
+    def _told(self, now: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "host": host,
+                "process": process,
+                "clients": its.facts["totals"]["clients"],
+                **its.rates,
+                "memory": its.facts.get("memory"),
+                "bus": {"waiting": 0, **its.facts["bus"]},
+                "silent": now - its.answered_at,
+            }
+            for (host, process), its in sorted(self._processes.items())
+        ]
+
+
+#: A process: its host, and its id there.
+_Key = tuple[str, int]
+
+
+def _keys_of(view: dict[str, Any]) -> set[_Key]:
+    return {(view["name"], its["process"]) for its in view["processes"]}
+
+
+def _holds_streams(facts: dict[str, Any]) -> bool:
+    clients = facts["totals"]["clients"]
+    return bool(clients["stream"] + clients["socket"])
+
+
+def _frame(seconds: float) -> dict[str, Any]:
+    return {
+        "t": time.time_ns() // 1_000_000,
+        "seconds": seconds,
+        "bus": _sse_channel.bus_url() or options().bus,
+    }
+
+
+class _Happened(NamedTuple):
+    """What happened between two looks at the same counts."""
+
+    rates: dict[str, float]
+    delays: list[int]
+    disconnected: dict[str, float]
+    refused: dict[str, float]
+    channels: list[dict[str, Any]]
+
+
+_NOTHING: dict[str, Any] = {"totals": {}, "refused": {}, "channels": []}
+
+
+def _happened(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> _Happened:
+    old = _NOTHING if before is None else before
+    totals, old_totals = after["totals"], old["totals"]
+    known = {its["name"]: its for its in old["channels"]}
+    channels = [
+        {
+            "name": its["name"],
+            "clients": its["clients"],
+            # Of one that was not among the largest before, nothing is known.
+            **_rates(known.get(its["name"], its if before is not None else {}), its, seconds),
+        }
+        for its in after["channels"]
+    ]
+    old_delays = old_totals.get("delays") or [0] * len(totals["delays"])
+    delays = zip(totals["delays"], old_delays, strict=True)
+    return _Happened(
+        _rates(old_totals, totals, seconds),
+        [max(0, new - count) for new, count in delays],
+        _changes(old_totals.get("disconnected", {}), totals["disconnected"], seconds),
+        _changes(old["refused"], after["refused"], seconds),
+        channels,
+    )
+
+
+#: The upper bounds of the delay's buckets, in seconds.
+_BOUNDS: list[float] = _sse_channel.DELAY_BOUNDS
+
+
+def _rates(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, float]:
+    return {
+        rate: max(0, after[count] - before.get(count, 0)) / seconds
+        for count, rate in _RATES.items()
+    }
+
+
+def _changes(before: dict[str, int], after: dict[str, int], seconds: float) -> dict[str, float]:
+    changed = {key: count - before.get(key, 0) for key, count in after.items()}
+    return {key: change / seconds for key, change in changed.items() if change > 0}
+
+
+def _sums(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    sums: dict[str, Any] = {}
+    for part in parts:
+        for key, count in part.items():
+            sums[key] = sums.get(key, 0) + count
+    return sums
+
+
+def _channels(happened: Iterable[_Happened], received: Mapping[str, float]) -> list[dict[str, Any]]:
+    channels: dict[str, dict[str, Any]] = {}
+    for its in (channel for part in happened for channel in part.channels):
+        known = channels.get(its["name"])
+        if known is None:
+            channels[its["name"]] = dict(its)
+            continue
+        known["clients"] = _sums((known["clients"], its["clients"]))
+        for rate in _RATES.values():
+            known[rate] += its[rate]
+    for name, its in channels.items():
+        its["events"] = max(its["events"], received.get(name, 0.0))
+
+    def size(channel: dict[str, Any]) -> tuple[Any, ...]:
+        return (-sum(channel["clients"].values()), -channel["deliveries"], channel["name"])
+
+    return sorted(channels.values(), key=size)
+
+
+def _slowest(answers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    slow = [
+        {**client, "host": answer["host"]}
+        for answer in answers
+        for client in answer["slowest"]
+        if client["behind"] >= _SLOW
+    ]
+    return sorted(slow, key=lambda client: -client["behind"])[:_SLOWEST]
+
+
+def _percentiles(counts: Sequence[int]) -> dict[str, float] | None:
+    """The delays that 50, 90 and 99 of 100 deliveries did not exceed, in seconds."""
+    if not any(counts):
+        return None
+    return {f"p{percent}": _quantile(counts, percent / 100) for percent in (50, 90, 99)}
+
+
+def _quantile(counts: Sequence[int], share: float) -> float:
+    rank = share * sum(counts)
+    below, lower = 0, 0.0
+    for count, upper in zip(counts, _BOUNDS, strict=False):
+        if count and below + count >= rank:
+            # As if those of one bucket were spread evenly over it.
+            return lower + (upper - lower) * (rank - below) / count
+        below, lower = below + count, upper
+    # Beyond the last bound nothing more is known.
+    return lower
