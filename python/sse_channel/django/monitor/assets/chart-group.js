@@ -3,7 +3,7 @@
  * where the user wants less motion, they are drawn only when there is something new.
  */
 export class ChartGroup {
-  #charts = [];
+  #charts = []; // { chart, isPointed }
   #delay; // how far the right edge is behind the newest sample, so that the lines reach it
   #onCursor;
   #offset = null; // of the samples' clock from this machine's
@@ -28,7 +28,7 @@ export class ChartGroup {
     }
     // A finger leaves the cursor where it was, until it touches something else.
     document.addEventListener("pointerdown", ({ target }) => {
-      if (!this.#charts.some(({ canvas }) => canvas === target)) this.#point(null);
+      if (!this.#charts.some(({ chart }) => chart.canvas === target)) this.#point(null);
     });
   }
 
@@ -40,12 +40,13 @@ export class ChartGroup {
   /** The time that the cursor is at; null without one. */
   get cursor() {
     if (this.#cursor === null || !this.#charts.length) return null;
-    return this.now - this.#charts[0].span * (1 - this.#cursor);
+    return this.now - this.#charts[0].chart.span * (1 - this.#cursor);
   }
 
+  /** `isPointed`: it has the cursor, and moves it. */
   add(chart, isPointed = true) {
     const { canvas } = chart;
-    this.#charts.push(chart);
+    this.#charts.push({ chart, isPointed });
     this.#sizes.observe(canvas);
     this.#views.observe(canvas);
     if (!isPointed) return chart;
@@ -79,7 +80,7 @@ export class ChartGroup {
 
   /** The colors, the sizes or what the charts are to show have changed. */
   restyle() {
-    for (const chart of this.#charts) chart.restyle();
+    for (const { chart } of this.#charts) chart.restyle();
     this.#plan();
   }
 
@@ -87,10 +88,11 @@ export class ChartGroup {
     if (fraction === this.#cursor) return;
     this.#cursor = fraction;
     this.restyle();
+    this.#onCursor(this.cursor);
   }
 
   #plan() {
-    if (!this.#request && !document.hidden && this.#seen.size) {
+    if (!this.#request && !document.hidden) {
       this.#request = requestAnimationFrame(() => this.#draw());
     }
   }
@@ -98,11 +100,12 @@ export class ChartGroup {
   #draw() {
     this.#request = 0;
     const { now, cursor } = this;
-    for (const chart of this.#charts) {
-      if (!this.#seen.has(chart.canvas) || !chart.isDue(now)) continue;
-      chart.draw(now, cursor, !this.#calm.matches);
+    const isMoved = !this.#calm.matches;
+    for (const { chart, isPointed } of this.#charts) {
+      const isSeen = this.#seen.has(chart.canvas);
+      if (chart.isDue(now, isSeen)) chart.draw(now, isPointed ? cursor : null, isMoved && isSeen);
     }
-    this.#onCursor(cursor);
-    if (!this.#calm.matches) this.#plan();
+    if (cursor !== null) this.#onCursor(cursor);
+    if (isMoved && this.#seen.size) this.#plan();
   }
 }

@@ -10,18 +10,19 @@
  * value of null, and a time without samples, is a gap.
  */
 
+import { linearAxis, logAxis } from "./axis.js";
+
 const GAP_MS = 2500; // two samples that are further apart have a gap between them
-const STEPS_A_PIXEL = 8; // what a chart moves before it is drawn anew
+const STEPS_A_PIXEL = 4; // what a chart moves before it is drawn anew
 const MINUTE_MS = 60_000;
 const [LEFT, TOP, BOTTOM] = [46, 6, 18]; // room for the axes
-const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const seconds = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-const [hourOf, secondOf] = [hours, seconds].map((format) => (t) => format.format(t));
+const MINUTES = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const minutes = new Intl.DateTimeFormat("en", MINUTES);
+const seconds = new Intl.DateTimeFormat("en", { ...MINUTES, second: "2-digit" });
 
-/** The least of 1, 2, 5 times a power of ten that is not below `value`. */
-function roundUp(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return power * [1, 2, 5, 10].find((factor) => factor * power >= value * 0.999);
+/** Where the middle of the cursor's label is: where the cursor is, but whole. */
+function labelOf(cursor, { x, left, right }) {
+  return Math.max(left + 28, Math.min(right - 30, x(cursor)));
 }
 
 /**
@@ -80,11 +81,11 @@ export class TimeChart {
     return point && distance(point) < GAP_MS / 2 ? point : null;
   }
 
-  /** The sum of what is shown of the series `index`. */
+  /** The sum of the series `index` over the span. */
   total(index) {
     const from = (this.#samples.at(-1)?.t ?? 0) - this.span;
-    const shown = this.#points.filter((point) => point.t >= from);
-    return shown.reduce((sum, { values }) => sum + (values[index] ?? 0), 0);
+    const shown = this.#samples.filter(({ t }) => t > from);
+    return shown.reduce((sum, sample) => sum + (this.#series[index].value(sample) ?? 0), 0);
   }
 
   /** The place of `x`, in pixels of the page, between the left (0) and the right edge (1). */
@@ -100,9 +101,11 @@ export class TimeChart {
     this.#drawn = null;
   }
 
-  isDue(now) {
+  /** Whether to draw it for `now`; one that is out of view does not move. */
+  isDue(now, isSeen) {
+    if (this.#drawn === null) return true;
     const step = this.span / (this.#canvas.width * STEPS_A_PIXEL || 1);
-    return this.#drawn === null || this.#isMoving || Math.abs(now - this.#drawn) >= step;
+    return isSeen && (this.#isMoving || Math.abs(now - this.#drawn) >= step);
   }
 
   /** Draw with `now` at the right edge, and mark what is at `cursor`, a time or null. */
@@ -132,7 +135,7 @@ export class TimeChart {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     context.lineJoin = context.lineCap = "round";
-    if (!isBare) this.#drawAxes(view, ticks, from, now);
+    if (!isBare) this.#drawAxes(view, ticks, from, now, cursor);
     context.save();
     context.beginPath();
     context.rect(left, 0, width - left, bottom + 1);
@@ -156,23 +159,13 @@ export class TimeChart {
     return [...buckets.values()];
   }
 
-  /** What the axis should be: { low, high, ticks }; on a log scale low and high are exponents. */
   #range(points) {
     const { scale, least, type } = this.#options;
     const sum = (values) => values.reduce((total, value) => total + value, 0);
-    const all = type === "line" ? points.flatMap((p) => p.values) : points.map((p) => sum(p.values));
-    const known = all.filter((value) => value !== null && (scale === "linear" || value > 0));
-    if (scale === "linear") {
-      const most = Math.max(least, ...known);
-      const step = roundUp(most / 3.2);
-      const count = Math.ceil(most / step - 0.001);
-      const ticks = Array.from({ length: count + 1 }, (_, index) => index * step);
-      return { low: 0, high: count * step, ticks };
-    }
-    const low = Math.floor(Math.log10(Math.min(...(known.length ? known : [least]))));
-    const high = Math.max(low + 2, Math.ceil(Math.log10(Math.max(least, ...known))));
-    const ticks = Array.from({ length: high - low + 1 }, (_, index) => 10 ** (low + index));
-    return { low, high, ticks };
+    const isLine = type === "line";
+    const all = isLine ? points.flatMap((p) => p.values) : points.map((p) => sum(p.values));
+    const known = all.filter((value) => value !== null);
+    return scale === "log" ? logAxis(known, least) : linearAxis(known, least);
   }
 
   /** Move the axis on towards where it should be. */
@@ -214,14 +207,15 @@ export class TimeChart {
     context.globalAlpha = 1;
   }
 
-  #write(text, x, y, align) {
+  #write(text, x, y, align, color = "--muted") {
     const context = this.#context;
-    [context.font, context.fillStyle] = [this.#style("font"), this.#style("--muted")];
+    [context.font, context.fillStyle] = [this.#style("font"), this.#style(color)];
     [context.textAlign, context.textBaseline] = [align, "middle"];
     context.fillText(text, x, y);
   }
 
-  #drawAxes({ x, y, left, right, top, bottom }, ticks, from, now) {
+  #drawAxes(view, ticks, from, now, cursor) {
+    const { x, y, left, right, top, bottom } = view;
     for (const tick of ticks) {
       const height = Math.round(y(tick)) + 0.5;
       if (height < top - 1 || height > bottom + 1) continue;
@@ -231,13 +225,16 @@ export class TimeChart {
       });
       this.#write(this.#options.format(tick), left - 8, height, "right");
     }
-    for (let t = Math.ceil(from / MINUTE_MS) * MINUTE_MS; t <= now; t += MINUTE_MS) {
+    const every = [1, 2, 5, 10].find((count) => x(count * MINUTE_MS) - x(0) > 46) * MINUTE_MS;
+    for (let t = Math.ceil(from / every) * every; t <= now; t += every) {
       this.#stroke("--grid", 1, (path) => {
         path.moveTo(x(t), top);
         path.lineTo(x(t), bottom);
       });
       const isWhole = x(t) > left + 16 && x(t) < right - 18;
-      if (isWhole) this.#write(hourOf(t), x(t), bottom + 10, "center");
+      // The cursor's label would cover a part of it.
+      const isFree = cursor === null || Math.abs(x(t) - labelOf(cursor, view)) > 48;
+      if (isWhole && isFree) this.#write(minutes.format(t), x(t), bottom + 10, "center");
     }
   }
 
@@ -290,7 +287,7 @@ export class TimeChart {
     const { bucket } = this.#options;
     const marked = cursor === null ? null : this.at(cursor);
     for (const point of points) {
-      const [from, width] = [x(point.t), Math.max(1, x(point.t + bucket) - x(point.t) - 1.5)];
+      const [from, width] = [x(point.t), Math.max(1, 0.8 * (x(bucket) - x(0)))];
       let floor = bottom;
       this.#series.forEach(({ color }, index) => {
         const value = point.values[index];
@@ -303,7 +300,8 @@ export class TimeChart {
     }
   }
 
-  #drawCursor({ x, y, left, right, top, bottom }, cursor) {
+  #drawCursor(view, cursor) {
+    const { x, y, top, bottom } = view;
     const point = this.at(cursor);
     const isBars = this.#options.type === "bars";
     const place = x(point && !isBars ? point.t : cursor);
@@ -319,8 +317,7 @@ export class TimeChart {
       this.#fill("--panel", 1, (path) => path.arc(place, y(sum), 4.5, 0, 7));
       this.#fill(color, 1, (path) => path.arc(place, y(sum), 3, 0, 7));
     }
-    const middle = Math.max(left + 28, Math.min(right - 30, place));
-    this.#fill("--panel", 1, (path) => path.rect(middle - 36, bottom + 2, 72, BOTTOM - 2));
-    this.#write(secondOf(point?.t ?? cursor), middle, bottom + 10, "center");
+    const text = seconds.format(point?.t ?? cursor);
+    this.#write(text, labelOf(cursor, view), bottom + 10, "center", "--text");
   }
 }

@@ -2,14 +2,13 @@
 
 import { ChartGroup } from "./chart-group.js";
 import { TimeChart } from "./chart.js";
-import { NOTHING, bytes, count, duration, onAxis, orNothing, plural, rate } from "./format.js";
+import * as format from "./format.js";
 import { Samples } from "./samples.js";
 import { SharedEventSource } from "./shared-event-source.js";
 import { Table, set, write } from "./table.js";
 
-const SPAN_MS = 300_000;
+const { NOTHING, bytes, count, duration, onAxis, orNothing, plain, plural, rate, time } = format;
 const STALE_MS = 3500; // without a sample, which should come each second
-const BUCKET = 5; // seconds that a bar adds up
 const KINDS = {
   socket: "offloaded: held without Python",
   stream: "held open by Python",
@@ -41,17 +40,22 @@ const counted = (color, rateOf, name) => ({
   value: ({ series, seconds }) => rateOf(series) * seconds,
 });
 
+const one = (key, color, name) => ({
+  isFilled: true,
+  series: [ofSeries(color, (series) => series[key], { name })],
+});
+
 const charts = {
   clients: {
     type: "area",
+    least: 5,
     format: count,
-    unit: "now",
     series: Object.entries(KINDS).map(([name, title]) =>
       ofSeries(`--${name}`, ({ clients }) => clients[name] ?? 0, { name, title }),
     ),
   },
-  events: { isFilled: true, series: [ofSeries("--socket", (s) => s.events)] },
-  deliveries: { isFilled: true, series: [ofSeries("--stream", (s) => s.deliveries)] },
+  events: { ...one("events", "--socket", "published"), least: 5 },
+  deliveries: { ...one("deliveries", "--stream", "delivered"), least: 5 },
   delay: {
     scale: "log",
     least: 0.001,
@@ -60,19 +64,20 @@ const charts = {
       ofSeries(`--${name}`, ({ delay }) => delay?.[name], { name }),
     ),
   },
-  disconnects: { type: "bars", least: 5, format: count, series: [] },
+  disconnects: { type: "bars", least: 5, bucket: 5000, format: count, series: [] },
   drops: {
     type: "bars",
     least: 5,
+    bucket: 10_000,
     format: count,
     series: [counted("--bad", (s) => s.dropped, "events")],
   },
-  lag: { isFilled: true, least: 0.01, format: duration, series: [ofSeries("--lag", (s) => s.lag)] },
+  lag: { ...one("lag", "--lag", "worst worker"), least: 0.01, format: duration },
 };
 
 for (const [name, view] of Object.entries(charts)) {
   view.format ??= rate;
-  const options = { ...view, format: onAxis(view.format), bucket: BUCKET * 1000 };
+  const options = { ...view, format: onAxis(view.format) };
   view.chart = group.add(new TimeChart(find(`[data-chart="${name}"]`), options));
   view.legend = find(`[data-legend="${name}"]`);
   view.hint = find(`[data-hint="${name}"]`);
@@ -99,9 +104,9 @@ function reasonSeries(list) {
 function buildLegend({ chart, legend }) {
   const items = chart.series.map(({ name, color, title }) => {
     const [item, label, value] = ["li", "span", "b"].map((tag) => document.createElement(tag));
-    label.textContent = name ?? "";
+    label.textContent = plain(name);
     if (title) item.title = title;
-    item.append(...(name ? [colored(color), label] : []), value);
+    item.append(colored(color), label, value);
     return item;
   });
   legend.replaceChildren(...items);
@@ -110,7 +115,7 @@ function buildLegend({ chart, legend }) {
 /** The values at `t`; without one the newest, and of what is counted the sum of five minutes. */
 function showLegends(t) {
   const { newest } = samples;
-  for (const { chart, legend, hint, format } of Object.values(charts)) {
+  for (const { chart, legend, hint, format, bucket } of Object.values(charts)) {
     const isCounted = chart.series.every((series) => series.isCounted);
     const point = t === null ? null : chart.at(t);
     const values = chart.series.map((series, index) => {
@@ -120,8 +125,8 @@ function showLegends(t) {
     for (const [index, value] of values.entries()) {
       write(legend.children[index].lastChild, orNothing(format)(value));
     }
-    const span = t === null ? "in five minutes" : `in ${BUCKET} s`;
-    write(hint, isCounted ? span : t === null ? "" : "then");
+    const span = t === null ? "in five minutes" : `${bucket / 1000} s from ${time(point?.t ?? t)}`;
+    write(hint, isCounted ? span : t === null ? "now" : time(point?.t ?? t));
   }
 }
 
@@ -149,10 +154,10 @@ const figures = {
     note: delay ? `half within ${duration(delay.p50)}` : "nothing delivered",
   }),
   drops: () => {
-    const value = Math.round(samples.total((s) => s.dropped, samples.newest.t - SPAN_MS));
+    const value = Math.round(charts.drops.chart.total(0));
     const last = samples.list.findLast(({ series }) => series.dropped > 0);
     const ago = last && Math.round((samples.newest.t - last.t) / 1000);
-    const note = value === 0 ? "none" : ago === 0 ? "just now" : `the last ${duration(ago)} ago`;
+    const note = value === 0 ? "none" : ago === 0 ? "just now" : `last one ${duration(ago)} ago`;
     return { value, as: count, note, isAlarm: value > 0 };
   },
   workers: ({ processes }) => {
@@ -164,12 +169,12 @@ const figures = {
 
 const sparks = {
   clients: { series: [ofSeries("--socket", ({ clients }) => clientsOf(clients))] },
-  events: { series: charts.events.series },
-  deliveries: { series: charts.deliveries.series },
-  bytes: { series: [ofSeries("--stream", (s) => s.bytes)] },
+  events: charts.events,
+  deliveries: charts.deliveries,
+  bytes: one("bytes", "--stream"),
   delay: { series: [ofSeries("--p99", ({ delay }) => delay?.p99)], least: 0.001 },
-  drops: { ...charts.drops, bucket: 10_000 },
-  workers: { series: [ofSeries("--lag", (s) => s.processes)] },
+  drops: charts.drops,
+  workers: one("processes", "--lag"),
 };
 for (const [name, options] of Object.entries(sparks)) {
   const spark = new TimeChart(find(`[data-spark="${name}"]`), {
@@ -215,8 +220,9 @@ const alarming = (text, isAlarm, cell) => {
 };
 const dropped = (row, cell) => alarming(rate(row.dropped), row.dropped > 0, cell);
 const named = (text, cell) => {
-  set(cell, "title", text ?? "");
-  return text ?? NOTHING;
+  const shown = plain(text ?? NOTHING);
+  set(cell, "title", shown);
+  return shown;
 };
 
 function putBar({ clients, most }, cell) {
@@ -242,7 +248,7 @@ const tables = {
   workers: new Table(
     find("#workers"),
     [
-      ({ host, process }) => `${host} · ${process}`,
+      ({ host, process }) => plain(`${host} · ${process}`),
       (row) => troubleOf(row) || "answers",
       ({ clients }) => count(clientsOf(clients)),
       (row) => rate(row.events),
@@ -265,9 +271,9 @@ const tables = {
     dropped,
   ]),
   slowest: new Table(find("#slowest"), [
-    ({ client, host }) => `${host} · ${client}`,
+    ({ client, host }) => plain(`${host} · ${client}`),
     ({ behind }, cell) => alarming(duration(behind), behind >= 1, cell),
-    ({ frames }) => plural(frames, "frame"),
+    ({ frames }) => count(frames),
     (row) => bytes(row.bytes),
     ({ kind }) => kind,
     ({ channels }, cell) => named(channels.join(", "), cell),
@@ -306,7 +312,8 @@ function stateNow() {
   }
   if (readyState === SharedEventSource.CONNECTING) {
     const state = latest || status ? "Reconnecting" : "Connecting";
-    const why = status && status !== 200 ? `The stream cannot be had${answer}; it is tried again.` : "";
+    const isFailure = status && status !== 200;
+    const why = isFailure ? `The stream cannot be had${answer}; it is tried again.` : "";
     return ["connecting", state, latest ? why : why || "Connecting to the stream."];
   }
   if (!latest) return ["connecting", "Waiting", "Connected. Waiting for the first sample."];
@@ -345,13 +352,13 @@ function show() {
   if (latest) {
     const hosts = new Set(latest.processes.map(({ host }) => host)).size;
     const workers = plural(latest.processes.length, "worker");
-    write(find("#bus"), latest.bus);
+    write(find("#bus"), plain(latest.bus));
     write(find("#place"), `${plural(hosts, "host")}, ${workers}`);
     showTables(latest);
   }
-  const time = find("#time");
-  write(time, new Date(newest.t).toLocaleTimeString());
-  time.dateTime = new Date(newest.t).toISOString();
+  const shown = find("#time");
+  write(shown, time(newest.t));
+  shown.dateTime = new Date(newest.t).toISOString();
 }
 
 /** Once for all that came; nothing while nobody sees it. */

@@ -43,12 +43,6 @@ export class Samples {
     this.#keep([...others, sample].sort((a, b) => a.t - b.t));
   }
 
-  /** The sum over what is shown; `rate` tells what was a second. */
-  total(rate, since = -Infinity) {
-    const shown = this.list.filter(({ t }) => t > since);
-    return shown.reduce((sum, sample) => sum + (rate(sample.series) ?? 0) * sample.seconds, 0);
-  }
-
   #keep(samples) {
     const oldest = (samples.at(-1)?.t ?? 0) - KEPT_MS;
     this.list = samples.filter(({ t }) => t > oldest);
