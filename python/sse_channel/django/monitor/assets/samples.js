@@ -1,0 +1,54 @@
+const KEPT_MS = 310_000;
+const CLOCK_MS = 5000; // by which the clocks of two workers may differ
+
+/**
+ * The samples of the last five minutes, in order, one for each second.
+ *
+ * A tab that joins the stream of another one is told only what is newest, so the tabs tell each
+ * other what they have, over a channel of that `name`.
+ */
+export class Samples {
+  list = [];
+  #channel;
+
+  constructor(name, onMore) {
+    this.#channel = new BroadcastChannel(name);
+    this.#channel.onmessage = ({ data }) => {
+      if (data === "ask") this.#channel.postMessage(this.list);
+      else if (this.merge(data)) onMore();
+    };
+    this.#channel.postMessage("ask");
+  }
+
+  get newest() {
+    return this.list.at(-1) ?? null;
+  }
+
+  /** Take those of seconds that are not known; tells whether there were any. */
+  merge(samples) {
+    const seconds = new Map(samples.map((sample) => [secondOf(sample), sample]));
+    for (const sample of this.list) seconds.set(secondOf(sample), sample);
+    const isMore = seconds.size > this.list.length;
+    this.#keep([...seconds.values()].sort((a, b) => a.t - b.t));
+    return isMore;
+  }
+
+  /** Take the one that has come now. */
+  add({ t, seconds, series }) {
+    const sample = { t, seconds, series };
+    // What is much later was of a clock that has been set back since.
+    const others = this.list.filter(
+      (other) => other.t < t + CLOCK_MS && secondOf(other) !== secondOf(sample),
+    );
+    this.#keep([...others, sample].sort((a, b) => a.t - b.t));
+  }
+
+  #keep(samples) {
+    const oldest = (samples.at(-1)?.t ?? 0) - KEPT_MS;
+    this.list = samples.filter(({ t }) => t > oldest);
+  }
+}
+
+function secondOf({ t }) {
+  return Math.floor(t / 1000);
+}
