@@ -1,3 +1,5 @@
+const PAUSE_MS = 60; // a chart of five minutes moves by about a pixel in a second
+
 /**
  * Charts with one clock and one cursor. They move while the page is shown and they are in view;
  * where the user wants less motion, they are drawn only when there is something new.
@@ -9,6 +11,7 @@ export class ChartGroup {
   #offset = null; // of the samples' clock from this machine's
   #cursor = null; // as a fraction of the span, so that it stays where the pointer is
   #request = 0;
+  #timer;
   #seen = new Set(); // the canvases that are in view
   #calm = matchMedia("(prefers-reduced-motion: reduce)");
   #sizes = new ResizeObserver(() => this.restyle());
@@ -101,11 +104,14 @@ export class ChartGroup {
     this.#request = 0;
     const { now, cursor } = this;
     const isMoved = !this.#calm.matches;
+    clearTimeout(this.#timer);
     for (const { chart, isPointed } of this.#charts) {
       const isSeen = this.#seen.has(chart.canvas);
       if (chart.isDue(now, isSeen)) chart.draw(now, isPointed ? cursor : null, isMoved && isSeen);
     }
     if (cursor !== null) this.#onCursor(cursor);
-    if (isMoved && this.#seen.size) this.#plan();
+    if (!isMoved || !this.#seen.size) return;
+    if (this.#charts.some(({ chart }) => chart.isMoving)) this.#plan();
+    else this.#timer = setTimeout(() => this.#plan(), PAUSE_MS);
   }
 }

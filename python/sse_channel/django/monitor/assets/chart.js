@@ -32,6 +32,7 @@ function labelOf(cursor, { x, left, right }) {
  */
 export class TimeChart {
   span = 300_000; // milliseconds that are shown
+  isMoving = false; // whether the axis is still under way
   #canvas;
   #context;
   #options;
@@ -40,7 +41,6 @@ export class TimeChart {
   #points = []; // { t, values } in order, with a value or null for each series
   #axis = null; // { low, high } as shown, which follows what it should be
   #drawn = null; // the time that it was drawn for
-  #isMoving = false; // whether the axis is still under way
   #styles = new Map();
 
   constructor(canvas, options) {
@@ -105,7 +105,7 @@ export class TimeChart {
   isDue(now, isSeen) {
     if (this.#drawn === null) return true;
     const step = this.span / (this.#canvas.width * STEPS_A_PIXEL || 1);
-    return isSeen && (this.#isMoving || Math.abs(now - this.#drawn) >= step);
+    return isSeen && (this.isMoving || Math.abs(now - this.#drawn) >= step);
   }
 
   /** Draw with `now` at the right edge, and mark what is at `cursor`, a time or null. */
@@ -119,7 +119,7 @@ export class TimeChart {
     this.#drawn = now;
     const { isBare, type } = this.#options;
     const [left, top] = isBare ? [0, 3] : [LEFT, TOP];
-    const bottom = height - (isBare ? 1 : BOTTOM);
+    const bottom = height - (isBare ? 0 : BOTTOM);
     const from = now - this.span;
     const points = this.#points.filter((point) => point.t > from - GAP_MS - this.#options.bucket);
     const ticks = this.#follow(this.#range(points), isAnimated);
@@ -172,8 +172,8 @@ export class TimeChart {
   #follow({ low, high, ticks }, isAnimated) {
     const now = (this.#axis ??= { low, high });
     const isNear = Math.abs(now.high - high) + Math.abs(now.low - low) < (high - low) / 200;
-    this.#isMoving = isAnimated && !isNear;
-    const share = this.#isMoving ? 0.2 : 1;
+    this.isMoving = isAnimated && !isNear;
+    const share = this.isMoving ? 0.2 : 1;
     now.low += (low - now.low) * share;
     now.high += (high - now.high) * share;
     return ticks;

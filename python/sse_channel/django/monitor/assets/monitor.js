@@ -24,7 +24,6 @@ const colored = (color) => {
   return swatch;
 };
 const clientsOf = (clients) => Object.keys(KINDS).reduce((sum, k) => sum + (clients[k] ?? 0), 0);
-const sumOf = (rates) => Object.values(rates ?? {}).reduce((sum, value) => sum + value, 0);
 const kindsOf = (clients) =>
   Object.keys(KINDS)
     .filter((kind) => clients[kind])
@@ -40,7 +39,7 @@ const counted = (color, rateOf, name) => ({
   value: ({ series, seconds }) => rateOf(series) * seconds,
 });
 
-const one = (key, color, name) => ({
+const lineOf = (key, color, name) => ({
   isFilled: true,
   series: [ofSeries(color, (series) => series[key], { name })],
 });
@@ -54,8 +53,8 @@ const charts = {
       ofSeries(`--${name}`, ({ clients }) => clients[name] ?? 0, { name, title }),
     ),
   },
-  events: { ...one("events", "--socket", "published"), least: 5 },
-  deliveries: { ...one("deliveries", "--stream", "delivered"), least: 5 },
+  events: { ...lineOf("events", "--socket", "published"), least: 5 },
+  deliveries: { ...lineOf("deliveries", "--stream", "delivered"), least: 5 },
   delay: {
     scale: "log",
     least: 0.001,
@@ -72,7 +71,7 @@ const charts = {
     format: count,
     series: [counted("--bad", (s) => s.dropped, "events")],
   },
-  lag: { ...one("lag", "--lag", "worst worker"), least: 0.01, format: duration },
+  lag: { ...lineOf("lag", "--lag", "worst worker"), least: 0.01, format: duration },
 };
 
 for (const [name, view] of Object.entries(charts)) {
@@ -155,15 +154,18 @@ const figures = {
   }),
   drops: () => {
     const value = Math.round(charts.drops.chart.total(0));
-    const last = samples.list.findLast(({ series }) => series.dropped > 0);
+    const last = [...samples.list].reverse().find(({ series }) => series.dropped > 0);
     const ago = last && Math.round((samples.newest.t - last.t) / 1000);
     const note = value === 0 ? "none" : ago === 0 ? "just now" : `last one ${duration(ago)} ago`;
     return { value, as: count, note, isAlarm: value > 0 };
   },
   workers: ({ processes }) => {
-    const troubles = (latest?.processes ?? []).filter(troubleOf);
-    const note = troubles.length ? `${count(troubles.length)} in trouble` : "all answer";
-    return { value: processes, as: count, note: latest ? note : "", isAlarm: troubles.length > 0 };
+    const rows = latest?.processes ?? [];
+    const silent = rows.filter(isSilent).length;
+    const lost = rows.filter((row) => !isSilent(row) && troubleOf(row)).length;
+    const words = [silent && `${silent} silent`, lost && `${lost} without the bus`].filter(Boolean);
+    const note = rows.length ? words.join(", ") || "all answer" : "";
+    return { value: processes, as: count, note, isAlarm: words.length > 0 };
   },
 };
 
@@ -171,16 +173,14 @@ const sparks = {
   clients: { series: [ofSeries("--socket", ({ clients }) => clientsOf(clients))] },
   events: charts.events,
   deliveries: charts.deliveries,
-  bytes: one("bytes", "--stream"),
+  bytes: lineOf("bytes", "--stream"),
   delay: { series: [ofSeries("--p99", ({ delay }) => delay?.p99)], least: 0.001 },
   drops: charts.drops,
-  workers: one("processes", "--lag"),
+  workers: lineOf("processes", "--lag"),
 };
 for (const [name, options] of Object.entries(sparks)) {
-  const spark = new TimeChart(find(`[data-spark="${name}"]`), {
-    ...{ isFilled: true, isBare: true },
-    ...options,
-  });
+  const canvas = find(`[data-spark="${name}"]`);
+  const spark = new TimeChart(canvas, { isFilled: true, ...options, isBare: true });
   sparks[name] = group.add(spark, false);
 }
 
@@ -205,6 +205,8 @@ function showFigures({ series }) {
 }
 
 // --- Tables ---------------------------------------------------------------------------
+
+const isSilent = ({ silent }) => silent > 0;
 
 /** What is wrong with a worker, in words; empty if nothing is. */
 function troubleOf({ silent, bus }) {
@@ -237,7 +239,7 @@ function putBar({ clients, most }, cell) {
   for (const [index, kind] of Object.keys(KINDS).entries()) {
     const part = bar.children[index];
     set(part, "hidden", !clients[kind]);
-    set(part.style, "width", `${((100 * (clients[kind] ?? 0)) / (most || 1)).toFixed(1)}%`);
+    set(part.style, "width", `${Math.round((1000 * (clients[kind] ?? 0)) / (most || 1)) / 10}%`);
   }
   const words = kindsOf(clients) || "no clients";
   set(bar, "ariaLabel", words);
@@ -259,7 +261,7 @@ const tables = {
       ({ bus }) => orNothing(count)(bus?.waiting),
       ({ memory }) => orNothing(bytes)(memory),
     ],
-    (row) => (troubleOf(row) ? "bad" : "good"),
+    (row) => (isSilent(row) ? "silent" : troubleOf(row) ? "lost" : "good"),
   ),
   channels: new Table(find("#channels"), [
     ({ name }, cell) => named(name, cell),
@@ -352,7 +354,7 @@ function show() {
   if (latest) {
     const hosts = new Set(latest.processes.map(({ host }) => host)).size;
     const workers = plural(latest.processes.length, "worker");
-    write(find("#bus"), plain(latest.bus));
+    write(find("#bus"), named(latest.bus, find("#bus")));
     write(find("#place"), `${plural(hosts, "host")}, ${workers}`);
     showTables(latest);
   }
