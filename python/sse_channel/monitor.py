@@ -29,6 +29,9 @@ __all__ = ["Monitor", "Sampler"]
 #: Seconds between two samples.
 _EVERY = 1.0
 
+#: Seconds between the first look, which has nothing to compare with, and the first sample.
+_FIRST = 0.2
+
 #: Seconds that answers are waited for.
 _PATIENCE = 0.8
 
@@ -117,8 +120,7 @@ class Monitor:
     def _run(self) -> None:
         sampler = Sampler()
         survey: Survey | None = None
-        next_at = time.monotonic()
-        while not self._is_ending.is_set() and self._is_wanted():
+        while self._is_wanted():
             try:
                 survey = survey or Survey()
                 sample = sampler.take(survey)
@@ -130,14 +132,19 @@ class Monitor:
                     survey.close()
                     survey = None
                 sample = sampler.failed(error)
-            kept = {key: sample[key] for key in ("t", "seconds", "series")}
-            self._past.append(kept)
-            with contextlib.suppress(_sse_channel.ChannelClosed):
-                self.channel.publish(Event(sample, event="sample"))
-            next_at = max(next_at + _EVERY, time.monotonic())
-            self._is_ending.wait(next_at - time.monotonic())
+            if sample is not None:
+                self._publish(sample)
+            # In the middle of a second, so that each has one sample, whatever the delays.
+            if self._is_ending.wait(1.0 - (time.time() + 0.5) % 1.0 if sample else _FIRST):
+                break
         if survey is not None:
             survey.close()
+
+    def _publish(self, sample: dict[str, Any]) -> None:
+        if sample["series"] is not None:
+            self._past.append({key: sample[key] for key in ("t", "seconds", "series")})
+        with contextlib.suppress(_sse_channel.ChannelClosed):
+            self.channel.publish(Event(sample, event="sample"))
 
 
 class _Process(NamedTuple):
@@ -163,8 +170,10 @@ class Sampler:
         self._host: dict[str, Any] | None = None
         self._taken_at: float | None = None
 
-    def take(self, survey: Survey) -> dict[str, Any]:
-        """Ask all processes, and give a sample of what happened since the last one.
+    def take(self, survey: Survey) -> dict[str, Any] | None:
+        """Ask all processes, and give a sample of what happened since the last look.
+
+        None for the first look.
 
         Raises:
             BusError: the bus cannot be reached.
@@ -179,8 +188,8 @@ class Sampler:
         answers: Sequence[dict[str, Any]],
         missing: int | None,
         now: float,
-    ) -> dict[str, Any]:
-        """A sample.
+    ) -> dict[str, Any] | None:
+        """A sample; None for the first look.
 
         Args:
             view: what the processes of this host have counted (`_sse_channel.host_view`).
@@ -188,6 +197,7 @@ class Sampler:
             missing: how many did not answer; None where that is not known.
             now: seconds of a clock that never jumps.
         """
+        is_first = self._taken_at is None
         elapsed = _EVERY if self._taken_at is None else max(now - self._taken_at, 0.001)
         here: str = view["name"]
         told = {(answer["host"], answer["process"]): answer for answer in answers}
@@ -198,7 +208,6 @@ class Sampler:
         # Those of another container may have this host's name, and files of their own.
         facts = {**{key: its for key, its in told.items() if key not in facts}, **facts}
         elsewhere = [key for key in facts if key not in _keys_of(view)]
-        # Before the first look nothing is known.
         happened = [_happened(self._host or view["host"], view["host"], elapsed)]
         received: dict[str, float] = {}
         processes: dict[_Key, _Process] = {}
@@ -215,6 +224,8 @@ class Sampler:
             processes[key] = _Process(its, now, answered_at, change.rates)
         processes |= self._silent(facts, here, missing, now)
         self._processes, self._host, self._taken_at = processes, view["host"], now
+        if is_first:
+            return None
         present = [its for its in processes.values() if now - its.seen_at < _LATE]
         channels = _channels(happened, received)
         rates = {rate: sum(part.rates[rate] for part in happened) for rate in _RATES.values()}
@@ -292,7 +303,8 @@ class Sampler:
                 **its.rates,
                 "memory": its.facts.get("memory"),
                 "bus": {"waiting": 0, **its.facts["bus"]},
-                "silent": now - its.answered_at,
+                # An answer that was late is no silence.
+                "silent": silence if (silence := now - its.answered_at) >= _LATE else 0.0,
             }
             for (host, process), its in sorted(self._processes.items())
         ]

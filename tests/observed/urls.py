@@ -9,7 +9,7 @@ from django.urls import include, path
 from news.models import Article
 from news.sse_utils import sse_channel
 from sse_channel import host_stats, stats
-from sse_channel.django import EventStreamResponse, metrics
+from sse_channel.django import EventStreamResponse, EventStreamView, everybody, metrics
 from sse_channel.prometheus import Collector
 
 from . import queries, replaced
@@ -90,5 +90,6 @@ urlpatterns = [
     path("metrics", metrics),
     path("metrics/sums", metrics, {"collector": Collector(by_channel=False)}),
     path("queried/", queried),
+    path("channels/<str:channel>/", EventStreamView.as_view(permission=everybody)),
     path("", include("news_api.urls")),
 ]

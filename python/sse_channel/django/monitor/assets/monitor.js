@@ -71,7 +71,7 @@ const charts = {
     format: count,
     series: [counted("--bad", (s) => s.dropped, "events")],
   },
-  lag: { ...lineOf("lag", "--lag", "worst worker"), least: 0.01, format: duration },
+  lag: { ...lineOf("lag", "--lag", "worst process"), least: 0.01, format: duration },
 };
 
 for (const [name, view] of Object.entries(charts)) {
@@ -159,7 +159,7 @@ const figures = {
     const note = value === 0 ? "none" : ago === 0 ? "just now" : `last one ${duration(ago)} ago`;
     return { value, as: count, note, isAlarm: value > 0 };
   },
-  workers: ({ processes }) => {
+  processes: ({ processes }) => {
     const rows = latest?.processes ?? [];
     const silent = rows.filter(isSilent).length;
     const lost = rows.filter((row) => !isSilent(row) && troubleOf(row)).length;
@@ -176,7 +176,7 @@ const sparks = {
   bytes: lineOf("bytes", "--stream"),
   delay: { series: [ofSeries("--p99", ({ delay }) => delay?.p99)], least: 0.001 },
   drops: charts.drops,
-  workers: lineOf("processes", "--lag"),
+  processes: lineOf("processes", "--lag"),
 };
 for (const [name, options] of Object.entries(sparks)) {
   const canvas = find(`[data-spark="${name}"]`);
@@ -208,7 +208,10 @@ function showFigures({ series }) {
 
 const isSilent = ({ silent }) => silent > 0;
 
-/** What is wrong with a worker, in words; empty if nothing is. */
+/** One without streams has nothing to answer. */
+const holdsStreams = ({ clients }) => Boolean(clients.socket || clients.stream);
+
+/** What is wrong with a process, in words; empty if nothing is. */
 function troubleOf({ silent, bus }) {
   const troubles = [];
   if (silent > 0) troubles.push(`silent for ${duration(Math.max(1, Math.round(silent)))}`);
@@ -247,11 +250,11 @@ function putBar({ clients, most }, cell) {
 }
 
 const tables = {
-  workers: new Table(
-    find("#workers"),
+  processes: new Table(
+    find("#processes"),
     [
       ({ host, process }) => plain(`${host} · ${process}`),
-      (row) => troubleOf(row) || "answers",
+      (row) => troubleOf(row) || (holdsStreams(row) ? "answers" : "no streams"),
       ({ clients }) => count(clientsOf(clients)),
       (row) => rate(row.events),
       (row) => rate(row.deliveries),
@@ -287,7 +290,7 @@ const tables = {
 
 function showTables({ processes, channels, more_channels: more, slowest }) {
   const most = Math.max(...channels.map(({ clients }) => clientsOf(clients)));
-  const rows = { workers: processes, channels: channels.map((row) => ({ ...row, most })), slowest };
+  const rows = { processes, channels: channels.map((row) => ({ ...row, most })), slowest };
   for (const [id, table] of Object.entries(tables)) {
     table.show(rows[id]);
     find(`#${id}-empty`).hidden = rows[id].length > 0;
@@ -298,7 +301,8 @@ function showTables({ processes, channels, more_channels: more, slowest }) {
 
 // --- State ----------------------------------------------------------------------------
 
-let latest = null; // the newest event `sample`
+let latest = null; // the newest event `sample` that has figures
+let trouble = null; // why there are no newer ones
 let heard = 0; // when it came
 let request = 0;
 
@@ -318,6 +322,7 @@ function stateNow() {
     const why = isFailure ? `The stream cannot be had${answer}; it is tried again.` : "";
     return ["connecting", state, latest ? why : why || "Connecting to the stream."];
   }
+  if (trouble) return ["stale", "No figures", trouble];
   if (!latest) return ["connecting", "Waiting", "Connected. Waiting for the first sample."];
   const silence = Date.now() - heard;
   if (silence < STALE_MS) return ["live", "Live", ""];
@@ -353,9 +358,9 @@ function show() {
   showLegends(group.cursor);
   if (latest) {
     const hosts = new Set(latest.processes.map(({ host }) => host)).size;
-    const workers = plural(latest.processes.length, "worker");
+    const processes = plural(latest.processes.length, "process", "processes");
     write(find("#bus"), named(latest.bus, find("#bus")));
-    write(find("#place"), `${plural(hosts, "host")}, ${workers}`);
+    write(find("#place"), `${plural(hosts, "host")}, ${processes}`);
     showTables(latest);
   }
   const shown = find("#time");
@@ -380,10 +385,16 @@ source.addEventListener("history", ({ data }) => {
   plan();
 });
 source.addEventListener("sample", ({ data }) => {
-  latest = JSON.parse(data);
+  const sample = JSON.parse(data);
   heard = Date.now();
-  samples.add(latest);
-  group.sync(latest.t);
+  trouble = sample.trouble;
+  if (sample.series) {
+    latest = sample;
+    samples.add(sample);
+    group.sync(sample.t);
+  } else if (latest) {
+    latest = { ...latest, processes: sample.processes };
+  }
   showState();
   plan();
 });
