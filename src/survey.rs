@@ -13,6 +13,7 @@ use url::form_urlencoded;
 
 use crate::bus::{Bus, Publication};
 use crate::clients::Slot;
+use crate::control;
 use crate::event::{Event, Format};
 use crate::event_id::{EventId, now_ms};
 use crate::frame::{Body, Fields};
@@ -38,9 +39,9 @@ pub const SLOWEST: usize = 10;
 /// Channels that a summary names, the largest.
 const LARGEST: usize = 100;
 
-/// Whether a channel is one of the two.
-pub fn is_one_of_its(channel: &str) -> bool {
-    channel == QUESTIONS || channel == ANSWERS
+/// Whether a channel is of the library's own, and its events are soon of no use.
+pub fn is_passing(channel: &str) -> bool {
+    channel.starts_with(control::OWN) && channel != control::CHANNEL
 }
 
 /// What is asked.

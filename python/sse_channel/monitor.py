@@ -1,8 +1,9 @@
 """The monitor's samples: what all processes do, once a second, for as long as somebody watches.
 
-A thread of the process that has a watcher (a greenlet, where gevent has put them in the place of
-threads) asks all processes for what they have counted (`survey`), and publishes what happened since
-the last time to a private channel: nothing of it goes over the bus but questions and answers.
+Each process that has watchers has a thread (a greenlet, where gevent has put them in the place of
+threads). One of them asks all processes for what they have counted (`survey`), and tells the others
+what happened since the last time; if it falls silent, another one goes on. So a watcher more, or a
+process with watchers more, costs the others nothing, and each knows the last minutes.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import contextlib
 import json
 import logging
 import os
+import random
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from queue import Empty
 from typing import Any, NamedTuple
 
 from . import _sse_channel
 from .channel import SSEChannel
 from .config import options
 from .event import Event
+from .queue import ClientQueue
 from .survey import Survey
-from .waiting import after_close
+from .waiting import after_close, close_at_exit
 
 __all__ = ["Monitor", "Sampler"]
 
@@ -71,7 +75,7 @@ class Monitor:
     """Where the samples of this process's watchers come from; `current` gives it."""
 
     def __init__(self) -> None:
-        #: Each sample is published here: private, so that it is in no figures.
+        #: Each sample is published here, and that the bus is lost, too: so it is not on the bus.
         self.channel = SSEChannel(history=30)
         self._past: deque[dict[str, Any]] = deque(maxlen=_SAMPLES)
         self._thread: threading.Thread | None = None
@@ -79,6 +83,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._wanted_until = 0.0
         self._is_ending = threading.Event()
+        after_close(self._end)
 
     @classmethod
     def current(cls) -> Monitor:
@@ -88,7 +93,7 @@ class Monitor:
         return _monitors.setdefault(os.getpid(), cls()) if monitor is None else monitor
 
     def watch(self) -> None:
-        """See to it that samples are taken, for some seconds and then while anybody listens."""
+        """See to it that samples come, for some seconds and then while anybody listens."""
         with self._lock:
             self._wanted_until = time.monotonic() + _LINGER
             if self._thread is not None and self._thread.is_alive():
@@ -97,7 +102,6 @@ class Monitor:
                 target=self._run, name="sse-channel-monitor", daemon=True
             )
             self._thread.start()
-            after_close(self._end)
 
     def history(self) -> Event:
         """The samples up to now, without what is of the moment alone."""
@@ -110,6 +114,8 @@ class Monitor:
 
     def _is_wanted(self) -> bool:
         with self._lock:
+            if self._is_ending.is_set():
+                return False
             if len(self.channel.listeners):
                 self._wanted_until = time.monotonic() + _LINGER
             if time.monotonic() < self._wanted_until:
@@ -118,33 +124,123 @@ class Monitor:
             return False
 
     def _run(self) -> None:
-        sampler = Sampler()
-        survey: Survey | None = None
         while self._is_wanted():
             try:
-                survey = survey or Survey()
-                sample = sampler.take(survey)
+                with contextlib.closing(_Exchange()) as exchange:
+                    self._serve(exchange)
             except Exception as error:
                 # A bus that cannot be reached is what the watchers are to see.
                 if not isinstance(error, (_sse_channel.BusError, _sse_channel.ChannelClosed)):
                     _logger.exception("a sample of the monitor failed")
-                if survey is not None:
-                    survey.close()
-                    survey = None
-                sample = sampler.failed(error)
-            if sample is not None:
-                self._publish(sample)
-            # In the middle of a second, so that each has one sample, whatever the delays.
-            if self._is_ending.wait(1.0 - (time.time() + 0.5) % 1.0 if sample else _FIRST):
-                break
-        if survey is not None:
-            survey.close()
+                self._show({**_frame(_EVERY), **_NO_FIGURES, "trouble": str(error)})
+                self._is_ending.wait(_EVERY)
 
-    def _publish(self, sample: dict[str, Any]) -> None:
-        if sample["series"] is not None:
-            self._past.append({key: sample[key] for key in ("t", "seconds", "series")})
+    def _serve(self, exchange: _Exchange) -> None:
+        self._past.clear()
+        self._past.extend(map(_lasting, exchange.past()))
+        if self._past:
+            # Who watches already was given none.
+            self.channel.publish(self.history())
+        while self._is_wanted():
+            sample = exchange.next_sample()
+            if sample is not None:
+                self._past.append(_lasting(sample))
+                self._show(sample)
+
+    def _show(self, sample: dict[str, Any]) -> None:
         with contextlib.suppress(_sse_channel.ChannelClosed):
             self.channel.publish(Event(sample, event="sample"))
+
+
+def _lasting(sample: dict[str, Any]) -> dict[str, Any]:
+    """What of a sample is of interest when it is past."""
+    return {key: sample[key] for key in ("t", "seconds", "series")}
+
+
+class _Exchange:
+    """What the processes with watchers tell each other, and whose turn it is.
+
+    Raises:
+        BusError: the bus cannot be reached; as each method.
+        ChannelClosed: the bus was closed; as each method.
+    """
+
+    def __init__(self) -> None:
+        self._own = f"{os.uname().nodename}-{os.getpid()}"
+        timeout = options().publish_timeout
+        self._channel = _sse_channel.Channel(_sse_channel.OWN_CHANNELS + "monitor", _SAMPLES)
+        self._told = ClientQueue(2 * _SAMPLES, "drop_oldest")
+        close_at_exit()
+        # All of the last minutes.
+        _sse_channel.register(self._told, [self._channel], "0-0", 0, timeout)
+        self._survey: Survey | None = None
+        self._sampler = Sampler()
+        # Of those who miss a sample, one is the first to see to it.
+        self._patience = _EVERY + 0.7 + random.random() / 2
+        self._due = time.monotonic()
+
+    def close(self) -> None:
+        """Hear and tell no more."""
+        self._channel.unlisten(self._told)
+        self._rest()
+
+    def past(self) -> list[dict[str, Any]]:
+        """The samples of the last minutes, oldest first."""
+        samples = []
+        while not self._told.empty():
+            samples.append(self._told.get_nowait())
+        oldest = (time.time() - _SAMPLES * _EVERY) * 1000
+        past = [sample for sample in samples if sample["t"] > oldest]
+        if past and past[-1]["t"] > (time.time() - _EVERY) * 1000:
+            # Somebody is at it.
+            self._due = time.monotonic() + self._patience
+        return past
+
+    def next_sample(self) -> dict[str, Any] | None:
+        """Wait for the next sample, anybody's; None for nothing within about a second."""
+        left = self._due - time.monotonic()
+        try:
+            sample: dict[str, Any] = self._told.get(timeout=max(0.0, min(left, _EVERY)))
+        except _sse_channel.ChannelClosed:
+            raise
+        except Empty:
+            if left <= _EVERY:
+                self._take_sample()
+            return None
+        if sample["by"] < self._own:
+            self._rest()
+        if self._survey is None:
+            self._due = time.monotonic() + self._patience
+        return sample
+
+    def _take_sample(self) -> None:
+        if self._survey is None:
+            self._survey = Survey()
+            self._sampler = Sampler()
+            self._sampler.take(self._survey)
+            # Something to compare with.
+            time.sleep(_FIRST)
+        sample = self._sampler.take(self._survey)
+        # In the middle of a second, so that each has one sample, whatever the delays.
+        self._due = time.monotonic() + 1.0 - (time.time() + 0.5) % 1.0
+        if sample is None:
+            return
+        self._channel.publish(
+            json.dumps({**sample, "by": self._own}, separators=(",", ":")),
+            json=True,
+            event=None,
+            retry=None,
+            comment=None,
+            limit=1 << 62,
+            timeout=options().publish_timeout,
+            message=None,
+        )
+
+    def _rest(self) -> None:
+        """Leave it to another one."""
+        if self._survey is not None:
+            self._survey.close()
+            self._survey = None
 
 
 class _Process(NamedTuple):
@@ -255,18 +351,6 @@ class Sampler:
             "trouble": None,
         }
 
-    def failed(self, error: Exception) -> dict[str, Any]:
-        """A sample for a look that failed: nothing is known but that."""
-        return {
-            **_frame(_EVERY),
-            "series": None,
-            "processes": self._told(time.monotonic()),
-            "channels": [],
-            "more_channels": 0,
-            "slowest": [],
-            "trouble": str(error) or type(error).__name__,
-        }
-
     def _expected(self) -> set[_Key]:
         """Those that are going to answer, as far as that is known."""
         return {key for key, its in self._processes.items() if _holds_streams(its.facts)}
@@ -321,6 +405,15 @@ def _keys_of(view: dict[str, Any]) -> set[_Key]:
 def _holds_streams(facts: dict[str, Any]) -> bool:
     clients = facts["totals"]["clients"]
     return bool(clients["stream"] + clients["socket"])
+
+
+_NO_FIGURES: dict[str, Any] = {
+    "series": None,
+    "processes": [],
+    "channels": [],
+    "more_channels": 0,
+    "slowest": [],
+}
 
 
 def _frame(seconds: float) -> dict[str, Any]:

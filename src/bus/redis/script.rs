@@ -181,7 +181,7 @@ impl Scripts {
             .arg((*history).min(MOST_EVENTS))
             .arg(age(limits))
             .arg(limits.bytes)
-            .arg(if survey::is_one_of_its(channel) { survey::HISTORY } else { SLACK })
+            .arg(if survey::is_passing(channel) { 1 } else { SLACK })
             .arg(flags(*format, body.has_data()))
             .arg(body.frame())
             .arg(body.beside().unwrap_or_default())

@@ -264,7 +264,10 @@ const tables = {
       ({ bus }) => orNothing(count)(bus?.waiting),
       ({ memory }) => orNothing(bytes)(memory),
     ],
-    (row) => (isSilent(row) ? "silent" : troubleOf(row) ? "lost" : "good"),
+    (row) => {
+      if (isSilent(row)) return "silent";
+      return troubleOf(row) ? "lost" : holdsStreams(row) ? "good" : "idle";
+    },
   ),
   channels: new Table(find("#channels"), [
     ({ name }, cell) => named(name, cell),
@@ -392,8 +395,6 @@ source.addEventListener("sample", ({ data }) => {
     latest = sample;
     samples.add(sample);
     group.sync(sample.t);
-  } else if (latest) {
-    latest = { ...latest, processes: sample.processes };
   }
   showState();
   plan();
