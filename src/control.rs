@@ -59,8 +59,6 @@ impl Revocation {
 #[derive(Debug)]
 pub struct Control {
     hub: Weak<Hub>,
-    /// Those of private channels. Held for a look.
-    private: Arc<Mutex<Vec<Weak<Hub>>>>,
     offload: Weak<Offload>,
     /// Told and not yet done. Held for a push, also under the hub's lock.
     told: Mutex<Vec<Arc<Event>>>,
@@ -69,14 +67,9 @@ pub struct Control {
 
 impl Control {
     /// Does from now on what is told on the control channel of `hub`.
-    pub fn install(
-        hub: &Arc<Hub>,
-        private: &Arc<Mutex<Vec<Weak<Hub>>>>,
-        offload: &Arc<Offload>,
-    ) -> Arc<Control> {
+    pub fn install(hub: &Arc<Hub>, offload: &Arc<Offload>) -> Arc<Control> {
         let control = Arc::new(Control {
             hub: Arc::downgrade(hub),
-            private: Arc::clone(private),
             offload: Arc::downgrade(offload),
             told: Mutex::default(),
             done: AtomicU64::new(0),
@@ -103,14 +96,6 @@ impl Outlet for Control {
             let told = event.data.as_deref().and_then(Revocation::parse);
             let (Some(revocation), Some(hub)) = (told, self.hub.upgrade()) else { continue };
             self.done.fetch_add(1, Relaxed);
-            if revocation.channel.is_none() {
-                // Before the connections: who is on its way to them is here or there.
-                let private: Vec<_> =
-                    lock(&self.private).iter().filter_map(Weak::upgrade).collect();
-                for hub in private {
-                    hub.revoke(None, revocation.user.clone());
-                }
-            }
             revoke(&hub, self.offload.upgrade().as_deref(), revocation.channel, revocation.user);
         }
     }

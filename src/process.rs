@@ -49,7 +49,7 @@ pub struct Process {
     /// The bus and the hub of all named channels, begun at the first of them. Held for a clone.
     named: Mutex<Option<Named>>,
     /// Hubs of private channels, so that the end of the process reaches their clients too.
-    private: Arc<Mutex<Vec<WeakHub>>>,
+    private: Mutex<Vec<WeakHub>>,
     timer: OnceLock<Timer>,
     runtime: Runtime,
     offload: Arc<Offload>,
@@ -83,7 +83,7 @@ impl Process {
         let process = Arc::new(Process {
             generation: generation(),
             named: Mutex::default(),
-            private: Arc::default(),
+            private: Mutex::default(),
             timer: OnceLock::new(),
             runtime: Runtime::default(),
             offload: Arc::default(),
@@ -116,7 +116,7 @@ impl Process {
             // Another thread was quicker.
             return Ok(named.clone());
         }
-        *lock(&self.control) = Some(Control::install(&opened.hub, &self.private, &self.offload));
+        *lock(&self.control) = Some(Control::install(&opened.hub, &self.offload));
         Respondent::install(&opened.hub, &opened.bus, &self.offload);
         Ok(named.insert(opened).clone())
     }

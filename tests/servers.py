@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -317,6 +318,12 @@ class Server:
                     content += part
                     assert time.monotonic() < deadline, f"not within {within:g} s: all of {path}"
                 return Answer(response.status, received, content)
+
+    def cookie_of(self, user: str, channels: str) -> str:
+        """Log a user of those groups in; under `observed.users_settings`."""
+        answer = self.request("GET", f"/enter/{user}/{channels}/")
+        assert answer.status == 200, answer
+        return re.search(r"sessionid=[^;]+", answer.headers["set-cookie"])[0]
 
     def publish(self, headline: str, **fields: str) -> dict[str, Any]:
         """Submit an article, and return it as the server answered it."""

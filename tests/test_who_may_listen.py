@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -394,12 +393,6 @@ def test_the_user_is_that_of_the_request():
 # --- Real servers ----------------------------------------------------------------------------
 
 
-def cookie_of(server: Server, user: str, channels: str) -> str:
-    answer = server.request("GET", f"/enter/{user}/{channels}/")
-    assert answer.status == 200
-    return re.search(r"sessionid=[^;]+", answer.headers["set-cookie"])[0]
-
-
 @pytest.mark.parametrize("bus", BUSES)
 @pytest.mark.parametrize("kind", ["gunicorn-sync-3", "gunicorn-gevent-3", "uvicorn-asyncio"])
 def test_who_loses_the_right_is_disconnected_in_every_worker(tmp_path, kind, bus):
@@ -410,8 +403,8 @@ def test_who_loses_the_right_is_disconnected_in_every_worker(tmp_path, kind, bus
             kind, tmp_path, bus=shared.url, settings="observed.users_settings", offload=offload
         ) as server,
     ):
-        bob = {"Cookie": cookie_of(server, "bob", "news,other")}
-        eve = {"Cookie": cookie_of(server, "eve", "news")}
+        bob = {"Cookie": server.cookie_of("bob", "news,other")}
+        eve = {"Cookie": server.cookie_of("eve", "news")}
         # Django's asynchronous half does not run beside greenlets.
         awaiting = "/events/news/" if kind == "gunicorn-gevent-3" else "/awaited/news/"
         for path in ("/events/news/", awaiting):

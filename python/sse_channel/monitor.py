@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from . import _sse_channel
 from .channel import SSEChannel
@@ -143,6 +144,8 @@ class Monitor:
             self.channel.publish(self.history())
         while self._is_wanted():
             sample = exchange.next_sample()
+            for user in exchange.revoked():
+                self.channel.disconnect(user=user)
             if sample is not None:
                 self._past.append(_lasting(sample))
                 self._show(sample)
@@ -169,15 +172,19 @@ class _Exchange:
         self._own = f"{os.uname().nodename}-{os.getpid()}"
         timeout = options().publish_timeout
         self._channel = _sse_channel.Channel(_sse_channel.OWN_CHANNELS + "monitor", _SAMPLES)
-        self._told = ClientQueue(2 * _SAMPLES, "drop_oldest")
+        control = _sse_channel.Channel(_sse_channel.CONTROL_CHANNEL, 100)
+        self._told = ClientQueue(10 * _SAMPLES, "drop_oldest")
         close_at_exit()
         # All of the last minutes.
-        _sse_channel.register(self._told, [self._channel], "0-0", 0, timeout)
+        _sse_channel.register(self._told, [self._channel, control], "0-0", 0, timeout)
         self._survey: Survey | None = None
         self._sampler = Sampler()
+        #: Users who were disconnected, and when that is to be done once more.
+        self._revoked: list[tuple[str, float]] = []
         # Of those who miss a sample, one is the first to see to it.
         self._patience = _EVERY + 0.7 + random.random() / 2
-        self._due = time.monotonic()
+        # Nor do all begin that were asked at one time.
+        self._due = time.monotonic() + random.random() / 2
 
     def close(self) -> None:
         """Hear and tell no more."""
@@ -186,11 +193,12 @@ class _Exchange:
 
     def past(self) -> list[dict[str, Any]]:
         """The samples of the last minutes, oldest first."""
-        samples = []
-        while not self._told.empty():
-            samples.append(self._told.get_nowait())
         oldest = (time.time() - _SAMPLES * _EVERY) * 1000
-        past = [sample for sample in samples if sample["t"] > oldest]
+        past = []
+        while not self._told.empty():
+            sample = self._noted(self._told.get_nowait())
+            if sample is not None and sample["t"] > oldest:
+                past.append(sample)
         if past and past[-1]["t"] > (time.time() - _EVERY) * 1000:
             # Somebody is at it.
             self._due = time.monotonic() + self._patience
@@ -200,18 +208,38 @@ class _Exchange:
         """Wait for the next sample, anybody's; None for nothing within about a second."""
         left = self._due - time.monotonic()
         try:
-            sample: dict[str, Any] = self._told.get(timeout=max(0.0, min(left, _EVERY)))
+            sample = self._noted(self._told.get(timeout=max(0.0, min(left, _EVERY))))
         except _sse_channel.ChannelClosed:
             raise
         except Empty:
             if left <= _EVERY:
                 self._take_sample()
             return None
+        if sample is None:
+            return None
         if sample["by"] < self._own:
             self._rest()
         if self._survey is None:
             self._due = time.monotonic() + self._patience
         return sample
+
+    def revoked(self) -> list[str]:
+        """Users whose streams are to be ended."""
+        now = time.monotonic()
+        users = [user for user, at in self._revoked if at <= now]
+        self._revoked = [(user, at) for user, at in self._revoked if at > now]
+        return users
+
+    def _noted(self, told: Any) -> dict[str, Any] | None:
+        """A sample, or None for what was told to end streams (`disconnect`)."""
+        if isinstance(told, dict):
+            return told
+        named = dict(parse_qsl(told, keep_blank_values=True))
+        if "user" in named and "channel" not in named:
+            now = time.monotonic()
+            # Once more, for one who was let in before that and listens only now.
+            self._revoked += [(named["user"], now), (named["user"], now + 2 * _EVERY)]
+        return None
 
     def _take_sample(self) -> None:
         if self._survey is None:
@@ -223,7 +251,8 @@ class _Exchange:
         sample = self._sampler.take(self._survey)
         # In the middle of a second, so that each has one sample, whatever the delays.
         self._due = time.monotonic() + 1.0 - (time.time() + 0.5) % 1.0
-        if sample is None:
+        if sample is None or not self._told.empty():
+            # Another one was quicker.
             return
         self._channel.publish(
             json.dumps({**sample, "by": self._own}, separators=(",", ":")),

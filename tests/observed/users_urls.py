@@ -24,6 +24,8 @@ def enter(request: HttpRequest, user: str, channels: str) -> HttpResponse:
     """Log a user in, as one of the groups of those names."""
     its, _ = User.objects.get_or_create(username=user)
     its.groups.set([Group.objects.get_or_create(name=name)[0] for name in channels.split(",")])
+    its.is_staff = "staff" in channels.split(",")
+    its.save()
     login(request, its)
     return HttpResponse(str(its.pk))
 
@@ -32,7 +34,12 @@ def revoke(request: HttpRequest, user: str, channel: str) -> HttpResponse:
     """Take a user's right to a channel away."""
     its = User.objects.get(username=user)
     its.groups.remove(Group.objects.get(name=channel))
-    disconnect(user=its, channel=channel)
+    if channel == "staff":
+        its.is_staff = False
+        its.save()
+        disconnect(user=its)
+    else:
+        disconnect(user=its, channel=channel)
     return HttpResponse()
 
 
@@ -48,5 +55,6 @@ urlpatterns = [
     path("events/<str:channels>/", EventStreamView.as_view(permission=may_listen)),
     path("awaited/<str:channel>/", EventStreamView.as_view(permission=may_listen_asynchronously)),
     path("public/", EventStreamView.as_view(permission=everybody, query=True)),
+    path("staff/monitor/", include("sse_channel.django.monitor")),
     path("", include("observed.urls")),
 ]

@@ -86,9 +86,11 @@ def urls(permission: MonitorPermission = is_staff) -> list[URLPattern]:
         if not is_permitted(permission, request):
             return HttpResponseForbidden("You may not see the monitor.\n", "text/plain")
         monitor = Monitor.current()
+        response = _MonitorResponse(request, monitor.channel, initial=monitor.history)
         if request.method == "GET":
+            # From here on it hears whose right is taken away, and of what was told before.
             monitor.watch()
-        return _MonitorResponse(request, monitor.channel, initial=monitor.history)
+        return response
 
     return [
         path("", page, name="monitor"),
