@@ -251,8 +251,11 @@ class _Exchange:
         sample = self._sampler.take(self._survey)
         # In the middle of a second, so that each has one sample, whatever the delays.
         self._due = time.monotonic() + 1.0 - (time.time() + 0.5) % 1.0
-        if sample is None or not self._told.empty():
+        if sample is None:
+            return
+        if not self._told.empty():
             # Another one was quicker.
+            self._rest()
             return
         self._channel.publish(
             json.dumps({**sample, "by": self._own}, separators=(",", ":")),
@@ -360,7 +363,7 @@ class Sampler:
         )
         series: dict[str, Any] = {
             "processes": len(present),
-            "clients": _sums(its.facts["totals"]["clients"] for its in present),
+            "clients": _sums([_NOBODY, *(its.facts["totals"]["clients"] for its in present)]),
             **rates,
             "delay": _percentiles(
                 [sum(counts) for counts in zip(*(part.delays for part in happened), strict=True)]
@@ -435,6 +438,8 @@ def _holds_streams(facts: dict[str, Any]) -> bool:
     clients = facts["totals"]["clients"]
     return bool(clients["stream"] + clients["socket"])
 
+
+_NOBODY = {"queue": 0, "stream": 0, "socket": 0}
 
 _NO_FIGURES: dict[str, Any] = {
     "series": None,
