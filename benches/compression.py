@@ -2,8 +2,10 @@
 
 First the sizes of single frames: short quotes, and articles as `examples/news` has them, with the
 sentences of this project's documents. Then connections over loopback, handed over to the I/O
-threads, that get events 20 ms apart. Another process reads them; it checks that one can be read to
-its end and has all of it, and that the others have as many bytes. Told is the median of ROUNDS.
+threads, that get events 20 ms apart. Two other processes read them: one takes each twentieth
+connection and notes when it has each event, the other reads the rest now and then, so that it costs
+little; both check that one can be read to its end and has all of it, and that the others have as many
+bytes. Told is the median of ROUNDS, plain and compressed in turns.
 
 python benches/compression.py [--clients N] [--events N] [--rounds N] [--sizes BYTES …]
 """
@@ -96,36 +98,48 @@ def sizes(wanted: list[int]) -> None:
 # --- Clients -------------------------------------------------------------------------------
 
 
+#: Each so manieth connection tells when it has what.
+PROBE_EVERY = 20
+
+
 def read(address: str, port: int, clients: int, events: int, compressed: bool) -> None:
-    """The other process: connect, read all, say how many bytes that was."""
-    selector = selectors.DefaultSelector()
+    """The other processes: connect, read all, say how many bytes that was and when they came."""
     connections = [socket.create_connection((address, port)) for _ in range(clients)]
-    first = connections[0]
-    whole: list[bytes] = []
-    for connection in connections:
-        connection.setblocking(False)
-        selector.register(connection, selectors.EVENT_READ, [])
-    lengths = []
-    while len(lengths) < clients:
-        for key, _ in selector.select(60):
-            data = key.fileobj.recv(1 << 18)
-            if data:
-                # Read when all are through, so that it costs nothing meanwhile.
-                key.data.append(data if key.fd == first.fileno() else len(data))
-            else:
-                selector.unregister(key.fileobj)
-                lengths.append(len(b"".join(key.data)) if key.fileobj is first else sum(key.data))
-                whole = key.data if key.fileobj is first else whole
-    text = b"".join(whole)
-    if compressed:
-        text = zlib.decompress(text, 31)
+    probes = connections[::PROBE_EVERY]
+    rest = [each for at, each in enumerate(connections) if at % PROBE_EVERY]
+    child = os.fork()
+    mine = probes if child else rest
+    received: dict[int, list[tuple[int, bytes]]] = {each.fileno(): [] for each in mine}
+    with selectors.DefaultSelector() as selector:
+        for connection in mine:
+            connection.setblocking(False)
+            selector.register(connection, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(60):
+                data = key.fileobj.recv(1 << 18)
+                received[key.fd].append((time.monotonic_ns(), data))
+                if not data:
+                    selector.unregister(key.fileobj)
+            if not child:
+                time.sleep(0.2)
+    bodies = [b"".join(data for _, data in its) for its in received.values()]
+    text = zlib.decompress(bodies[0], 31) if compressed else bodies[0]
     assert text.count(b"\ndata: ") == events
-    assert len(set(lengths)) == 1, set(lengths)
-    print(sum(lengths), flush=True)
+    assert len({len(body) for body in bodies}) == 1
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    # After what a stream begins with; one that got two at once says nothing about either.
+    times = [[at for at, data in its[1 : events + 1]] for its in received.values()]
+    whole = [
+        its for its, all_of_it in zip(times, received.values()) if len(all_of_it) == events + 2
+    ]
+    print(json.dumps([clients * len(bodies[0]), whole]), flush=True)
 
 
-def run(size: int, clients: int, count: int, compressed: bool) -> tuple[int, float]:
-    """Bytes that all clients read, and seconds of processor time of this process for the events."""
+def run(size: int, clients: int, count: int, compressed: bool) -> tuple[int, float, list[float]]:
+    """Bytes that all clients read, seconds of processor time of this process for the events, and
+    seconds from each publish to each arrival that was noted."""
     texts = messages(size, count)
     # Private: it ends with the object, and its clients with it.
     channel = SSEChannel()
@@ -142,15 +156,20 @@ def run(size: int, clients: int, count: int, compressed: bool) -> tuple[int, flo
                     stream._compress()
                 assert take(stream, connection.fileno())
     time.sleep(0.5)
+    published = []
     begun = time.process_time()
     for text in texts:
+        published.append(time.monotonic_ns())
         channel.publish(text)
         time.sleep(0.02)
     used = time.process_time() - begun
     del channel
     out, _ = reader.communicate()
     assert reader.returncode == 0
-    return int(out), used
+    size, arrivals = json.loads(out)
+    assert len(arrivals) > clients / PROBE_EVERY / 2, "too few connections got one event at a time"
+    delays = [(at - of) / 1e9 for its in arrivals for at, of in zip(its, published, strict=True)]
+    return size, used, delays
 
 
 def main() -> None:
@@ -168,16 +187,24 @@ def main() -> None:
         return
     print(f"{platform.platform()}, Python {platform.python_version()}")
     sizes([100, 500, 2000, 10_000])
-    print(f"\n{given.clients} clients, {given.events} events: bytes in all | processor time")
+    print(
+        f"\n{given.clients} clients, {given.events} events: "
+        "bytes in all | processor time | delay p50 | p99"
+    )
     for size in given.sizes:
-        rounds: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+        rounds: dict[bool, list[tuple[int, float, list[float]]]] = {False: [], True: []}
         for _ in range(given.rounds):
             for compressed, done in rounds.items():
                 done.append(run(size, given.clients, given.events, compressed))
         for compressed, done in rounds.items():
-            used = statistics.median(used for _, used in done)
+            used = statistics.median(used for _, used, _ in done)
+            cuts = [statistics.quantiles(delays, n=100) for _, _, delays in done]
+            p50, p99 = (statistics.median(its[at] for its in cuts) * 1000 for at in (49, 98))
             what = "compressed" if compressed else "plain"
-            print(f"{size} B {what} | {done[0][0] / 1e6:.1f} MB | {used:.2f} s")
+            print(
+                f"{size} B {what} | {done[0][0] / 1e6:.1f} MB | {used:.2f} s "
+                f"| {p50:.2f} ms | {p99:.2f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ class Visitors(threading.Thread):
     def run(self) -> None:
         chance = random.Random(1)
         while not self.is_ending.is_set():
-            with open_streams(self._server, "/channels/news/", chance.randint(1, 8)):
-                self.is_ending.wait(chance.uniform(0.5, 3))
+            with open_streams(self._server, "/channels/news/", chance.randint(5, 60)):
+                self.is_ending.wait(chance.uniform(2, 9))
 
 
 @contextlib.contextmanager
@@ -208,9 +208,6 @@ def main() -> None:
             light = opened(browser, server, "light", width=1440, height=1000)
             time.sleep(3)
             light.screenshot(path=arguments.screenshots / "monitor-light.png", full_page=True)
-            small = opened(browser, server, "dark", width=390, height=844)
-            time.sleep(3)
-            small.screenshot(path=arguments.screenshots / "monitor-small.png", full_page=True)
         report = {
             "machine": f"{psutil.cpu_count()} cores",
             "clients": arguments.clients,

@@ -55,7 +55,8 @@ def main() -> int:
         if not answers(address, server):
             print("gunicorn did not start; its reason is above", file=sys.stderr)
             return 1
-        print(f"\n    The news example is at {address}   (Ctrl-C stops it)\n")
+        print(f"\n    The news example is at {address}   (Ctrl-C stops it)")
+        print(f"    What its streams do is at http://{host}:{port}/monitor/\n")
         print(f"    From another terminal, in {os.path.relpath(EXAMPLE)}:")
         for command in ("sse_tail default", """sse_publish default '{"headline": "Hello"}'"""):
             print(f"      {python} manage.py {command}")

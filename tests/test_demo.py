@@ -49,6 +49,10 @@ def test_the_demo_serves_articles_and_stops_cleanly(tmp_path, bus, stop):
             line = process.stdout.readline()
             assert line, "the demo ended before it printed an address"
             address = re.search(r"http://127\.0\.0\.1:\d+/news/", line)
+        line = process.stdout.readline()
+        monitor = re.search(r"http://127\.0\.0\.1:\d+/monitor/", line)
+        with urllib.request.urlopen(monitor[0], timeout=60) as page:
+            assert b"monitor.js" in page.read()
         directory, publish = None, None
         while publish is None:
             line = process.stdout.readline()
