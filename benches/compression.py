@@ -3,9 +3,9 @@
 First the sizes of single frames: short quotes, and articles as `examples/news` has them, with the
 sentences of this project's documents. Then connections over loopback, handed over to the I/O
 threads, that get events 20 ms apart. Two other processes read them: one takes each twentieth
-connection and notes when it has each event, the other reads the rest now and then, so that it costs
-little; both check that one can be read to its end and has all of it, and that the others have as many
-bytes. Told is the median of ROUNDS, plain and compressed in turns.
+connection and notes when it has each event, the other reads the rest now and then, so that it
+costs little; both check that one can be read to its end and has all of it, and that the others have
+as many bytes. Told is the median of ROUNDS, plain and compressed in turns.
 
 python benches/compression.py [--clients N] [--events N] [--rounds N] [--sizes BYTES …]
 """
@@ -129,11 +129,11 @@ def read(address: str, port: int, clients: int, events: int, compressed: bool) -
     if not child:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    # After what a stream begins with; one that got two at once says nothing about either.
-    times = [[at for at, data in its[1 : events + 1]] for its in received.values()]
-    whole = [
-        its for its, all_of_it in zip(times, received.values()) if len(all_of_it) == events + 2
-    ]
+    # What a stream begins with, the events, what ends it where it is compressed, the end. One that
+    # got two at once says nothing about either.
+    parts = 1 + events + int(compressed) + 1
+    clean = [its for its in received.values() if len(its) == parts]
+    whole = [[at for at, _ in its[1 : 1 + events]] for its in clean]
     print(json.dumps([clients * len(bodies[0]), whole]), flush=True)
 
 
