@@ -27,7 +27,8 @@ pub struct Holder {
     pub channels: Option<Arc<str>>,
 }
 
-/// How many streams a process may have at the most. 0 is no limit.
+/// How many streams a process may have at the most, in all, of one user and of one address. 0 is no
+/// limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Most {
     /// In all.
@@ -75,22 +76,24 @@ struct Taken {
 }
 
 impl Admission {
-    /// A place for one more.
+    /// A place for one more; without `most` it is beside those that are counted.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn take(&self, most: Most, holder: Holder) -> Result<Slot, Full> {
-        let count = self.0.streams.fetch_add(1, Relaxed);
+    pub fn take(&self, most: Option<Most>, holder: Holder) -> Result<Slot, Full> {
+        let count = self.0.streams.fetch_add(usize::from(most.is_some()), Relaxed);
         // Gives the place back when it is dropped, in any case.
         let mut slot = Slot {
             taken: Arc::clone(&self.0),
             number: self.0.numbers.fetch_add(1, Relaxed) + 1,
             holder,
+            is_one: most.is_some(),
             is_counted: false,
             since: Instant::now(),
             reason: OnceLock::new(),
             is_told: OnceLock::new(),
         };
+        let Some(most) = most else { return Ok(slot) };
         if most.streams > 0 && count >= most.streams {
             return Err(Full::Process);
         }
@@ -141,6 +144,8 @@ pub struct Slot {
     pub number: u64,
     /// Whose it is.
     pub holder: Holder,
+    /// Whether it is one of the streams that are counted.
+    is_one: bool,
     /// Whether it is counted with its user and address.
     is_counted: bool,
     /// When it began.
@@ -188,7 +193,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.taken.streams.fetch_sub(1, Relaxed);
+        self.taken.streams.fetch_sub(usize::from(self.is_one), Relaxed);
         if self.is_counted {
             let mut held = lock(&self.taken.held);
             for which in [Full::User, Full::Address] {
@@ -266,13 +271,18 @@ mod tests {
     fn places_are_counted_and_given_back() {
         let admission = Admission::default();
         let most = Most { streams: 2, ..Most::default() };
-        let take = |most| admission.take(most, Holder::default());
+        let take = |most| admission.take(Some(most), Holder::default());
         let (one, other) = (take(most), take(most));
         assert!(one.is_ok() && other.is_ok());
         assert_eq!(take(most).err(), Some(Full::Process));
         assert_eq!(admission.taken(), 2);
         drop(one);
         assert!(take(most).is_ok());
+        assert_eq!(admission.taken(), 1);
+        let beside = admission.take(None, holder("u", "a"));
+        assert!(beside.is_ok() && lock(&admission.0.held).is_empty());
+        assert_eq!(admission.taken(), 1);
+        drop(beside);
         assert_eq!(admission.taken(), 1);
         assert!(take(Most::default()).is_ok());
     }
@@ -281,7 +291,7 @@ mod tests {
     fn users_and_addresses_have_limits_of_their_own() {
         let admission = Admission::default();
         let most = Most { streams: 0, of_user: 1, of_address: 2 };
-        let take = |user, address| admission.take(most, holder(user, address));
+        let take = |user, address| admission.take(Some(most), holder(user, address));
         let (one, nobody) = (take("1", "a"), take("", "a"));
         assert!(one.is_ok() && nobody.is_ok());
         assert_eq!(take("1", "b").err(), Some(Full::User));

@@ -92,7 +92,9 @@ impl Outlet for Control {
     }
 
     fn ring(&self) {
-        for event in std::mem::take(&mut *lock(&self.told)) {
+        // In a statement of its own: a guard in the loop's head would be held through the loop.
+        let told = std::mem::take(&mut *lock(&self.told));
+        for event in told {
             let told = event.data.as_deref().and_then(Revocation::parse);
             let (Some(revocation), Some(hub)) = (told, self.hub.upgrade()) else { continue };
             self.done.fetch_add(1, Relaxed);

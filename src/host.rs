@@ -26,6 +26,7 @@ use crate::bus::local::directory;
 use crate::control;
 use crate::descriptors::{self, Own};
 use crate::error::{Error, Result};
+use crate::event_id::now_ms;
 use crate::metrics::{Counters, Snapshot, WORDS};
 use crate::sync::lock;
 
@@ -64,6 +65,7 @@ const UNSHARED: usize = 1;
 const PID: usize = 2;
 const CONNECTED: usize = 3;
 const LAG: usize = 4;
+const INSTANCE: usize = 5;
 const REFUSED: usize = 8;
 // Those of the file of the departed.
 const VERSION: usize = 1;
@@ -125,6 +127,8 @@ struct Sheet {
 pub struct ProcessFigures {
     /// Its id, in its own namespace.
     pub pid: u64,
+    /// Tells it from others of that id, in other containers or at other times.
+    pub instance: u64,
     /// Channels that it counts where nobody else sees it.
     pub unshared: u64,
     /// Whether it can reach the bus; `None` while it has not used it.
@@ -161,10 +165,16 @@ pub struct Others {
 impl Default for HostFigures {
     /// Seen by nobody else.
     fn default() -> HostFigures {
+        let mut instance = RandomState::new().build_hasher();
+        // Beside chance: forks can have the same random numbers.
+        instance.write_u32(std::process::id());
+        instance.write_u64(now_ms());
+        let unshared: Header = std::array::from_fn(|_| AtomicU64::new(0));
+        unshared[INSTANCE].store(instance.finish(), Relaxed);
         HostFigures {
             place: None,
             sheet: OnceLock::new(),
-            unshared: Box::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            unshared: Box::new(unshared),
             folding: Mutex::default(),
         }
     }
@@ -466,6 +476,7 @@ impl ProcessFigures {
         refused.copy_from_slice(&header[REFUSED..REFUSED + REFUSALS.len()]);
         ProcessFigures {
             pid: header[PID],
+            instance: header[INSTANCE],
             unshared: header[UNSHARED],
             is_connected: header[CONNECTED].checked_sub(1).map(|state| state > 0),
             lag: header[LAG],

@@ -770,22 +770,26 @@ impl Hub {
         all.map(|entry| entry.1).filter(|client| client.kind() != Kind::Renderer).cloned().collect()
     }
 
-    /// The clients for which something waits, that a server iterates, each with its channels' names.
-    pub fn slow_streams(&self) -> Vec<(Arc<Client>, Vec<Arc<str>>)> {
+    /// The clients that a server iterates, and for which something waits.
+    pub fn slow_streams(&self) -> Vec<Arc<Client>> {
         let state = lock(&self.state);
-        let mut slow: Vec<(Arc<Client>, Vec<Arc<str>>)> = Vec::new();
-        let mut known: HashMap<*const Client, usize> = HashMap::new();
-        for (_, channel) in &state.channels {
-            let streams = channel.clients.iter().map(|entry| entry.1);
-            for client in streams.filter(|its| its.kind() == Kind::Stream && !its.is_empty()) {
-                let at = *known.entry(Arc::as_ptr(client)).or_insert(slow.len());
-                if at == slow.len() {
-                    slow.push((Arc::clone(client), Vec::new()));
-                }
-                slow[at].1.extend(state.names_of(channel));
-            }
-        }
+        let clients = state.channels.iter().flat_map(|(_, channel)| channel.clients.iter());
+        let streams = clients.map(|(_, client)| client);
+        let slow = streams.filter(|its| its.kind() == Kind::Stream && !its.is_empty());
+        let mut slow: Vec<Arc<Client>> = slow.cloned().collect();
+        drop(state);
+        // One of several channels is in each of them.
+        slow.sort_unstable_by_key(Arc::as_ptr);
+        slow.dedup_by_key(|client| Arc::as_ptr(client));
         slow
+    }
+
+    /// The names of the channels that a client of this hub listens to.
+    pub fn names_of_client(&self, client: &Client) -> Vec<Arc<str>> {
+        let state = lock(&self.state);
+        let channels = client.channels();
+        let channels = channels.iter().filter_map(|key| state.channels.get(*key));
+        channels.flat_map(|channel| state.names_of(channel)).collect()
     }
 
     /// The names of the channels that an outlet's connection listens to.

@@ -449,6 +449,11 @@ impl Client {
         lock(&self.state).slot.clone()
     }
 
+    /// The channels that it is registered with.
+    pub fn channels(&self) -> SmallVec<[ChannelKey; 1]> {
+        lock(&self.state).memberships.iter().map(|its| its.channel).collect()
+    }
+
     /// Whether it is registered with a channel of `hub` that `is_it`.
     pub fn is_member(&self, hub: &Arc<Hub>, is_it: impl Fn(ChannelKey) -> bool) -> bool {
         let is_its = self.hub.get().is_some_and(|its| std::ptr::eq(its.as_ptr(), &raw const **hub));

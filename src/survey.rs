@@ -15,12 +15,13 @@ use crate::bus::{Bus, Publication};
 use crate::clients::Slot;
 use crate::control;
 use crate::event::{Event, Format};
-use crate::event_id::{EventId, now_ms};
+use crate::event_id::now_ms;
 use crate::frame::{Body, Fields};
 use crate::host::{ProcessFigures, REFUSALS};
 use crate::hub::{ChannelFigures, Hub, Outlet, Passed};
 use crate::metrics::{Counted, Reason, Snapshot};
 use crate::offload::{Backlogged, Offload};
+use crate::queue::Client;
 use crate::sync::lock;
 use crate::ticket::Answering;
 
@@ -32,6 +33,10 @@ pub const ANSWERS: &str = "sse_channel.answers";
 
 /// Events of either that are remembered: none is of use to who comes later.
 pub const HISTORY: usize = 16;
+
+/// The form of answers, and of what is made of them: it changes with their fields, so that processes
+/// of two versions do not take each other's for their own.
+pub const FORM: u32 = 1;
 
 /// Clients that an answer names, those that are the furthest behind.
 pub const SLOWEST: usize = 10;
@@ -90,7 +95,6 @@ pub struct Respondent {
     bus: Weak<dyn Bus>,
     offload: Weak<Offload>,
     began: Instant,
-    began_at: u64,
     /// Asked and not yet answered. Held for a push, also under the hub's lock.
     asked: Mutex<Vec<Arc<Event>>>,
 }
@@ -103,7 +107,6 @@ impl Respondent {
             bus: Arc::downgrade(bus),
             offload: Arc::downgrade(offload),
             began: Instant::now(),
-            began_at: now_ms(),
             asked: Mutex::default(),
         });
         hub.add_own(QUESTIONS, HISTORY, &(respondent as _));
@@ -113,15 +116,15 @@ impl Respondent {
         let (Some(hub), Some(bus)) = (self.hub.upgrade(), self.bus.upgrade()) else { return };
         let mut facts = json!({
             "token": question.token,
+            "form": FORM,
             "host": host_name(),
             "process": std::process::id(),
-            // Tells it from another one with that number, of another container or time.
-            "began": self.began_at,
+            "instance": hub.host().own().instance,
         });
         let report = match question.about {
             About::Clients(channel) => {
                 facts["clients"] = clients(&hub.all_figures(), channel.as_deref());
-                Report::new(&bus, facts)
+                Report::new(&hub, &bus, facts)
             }
             About::Figures => {
                 facts["seconds"] = self.began.elapsed().as_secs_f64().into();
@@ -136,8 +139,8 @@ impl Respondent {
                 let mut summary = Summary::default();
                 summary.add_own(&hub.all_figures());
                 summary.put_into(&mut facts);
-                let report = Report::new(&bus, facts);
-                report.add(slow_streams(&hub));
+                let report = Report::new(&hub, &bus, facts);
+                report.add(slowest_streams(&hub));
                 if let Some(offload) = self.offload.upgrade() {
                     offload.survey(&report);
                 }
@@ -157,7 +160,9 @@ impl Outlet for Respondent {
     }
 
     fn ring(&self) {
-        for event in std::mem::take(&mut *lock(&self.asked)) {
+        // In a statement of its own: a guard in the loop's head would be held through the loop.
+        let asked = std::mem::take(&mut *lock(&self.asked));
+        for event in asked {
             if let Some(question) = event.data.as_deref().and_then(Question::parse) {
                 self.answer(question);
             }
@@ -204,6 +209,7 @@ impl SlowClient {
 /// An answer that several threads add to. It is sent when the last has let go of it.
 #[derive(Debug)]
 pub struct Report {
+    hub: Weak<Hub>,
     bus: Weak<dyn Bus>,
     facts: Value,
     /// Held for a push.
@@ -211,8 +217,14 @@ pub struct Report {
 }
 
 impl Report {
-    fn new(bus: &Arc<dyn Bus>, facts: Value) -> Arc<Report> {
-        Arc::new(Report { bus: Arc::downgrade(bus), facts, slow: Mutex::default() })
+    fn new(hub: &Arc<Hub>, bus: &Arc<dyn Bus>, facts: Value) -> Arc<Report> {
+        let (hub, bus) = (Arc::downgrade(hub), Arc::downgrade(bus));
+        Arc::new(Report { hub, bus, facts, slow: Mutex::default() })
+    }
+
+    /// Whether it is about clients of that hub: those of private channels are told nobody.
+    pub fn covers(&self, hub: &Weak<Hub>) -> bool {
+        self.hub.ptr_eq(hub)
     }
 
     /// Adds clients that are behind; of all, the slowest are told.
@@ -253,12 +265,16 @@ fn keep_slowest(clients: &mut Vec<SlowClient>) {
     clients.truncate(SLOWEST);
 }
 
-/// Streams that a Python server has not taken everything for.
-fn slow_streams(hub: &Hub) -> Vec<SlowClient> {
-    let slow = hub.slow_streams().into_iter();
-    let told = slow.filter_map(|(client, channels)| {
-        let since = client.oldest().map(|EventId { ms, .. }| ms);
-        let waiting = Backlogged { since, frames: client.len(), bytes: None };
+/// Of the streams that a Python server has not taken everything for, those that are the furthest
+/// behind.
+fn slowest_streams(hub: &Hub) -> Vec<SlowClient> {
+    let since = |client: Arc<Client>| Some((client.oldest()?.ms, client));
+    let mut behind: Vec<(u64, Arc<Client>)> =
+        hub.slow_streams().into_iter().filter_map(since).collect();
+    behind.sort_by_key(|(since, _)| *since);
+    let told = behind.into_iter().take(SLOWEST).filter_map(|(since, client)| {
+        let waiting = Backlogged { since: Some(since), frames: client.len(), bytes: None };
+        let channels = hub.names_of_client(&client);
         SlowClient::new(Counted::Stream, client.slot().as_deref(), &channels, waiting)
     });
     told.collect()
@@ -383,6 +399,7 @@ pub fn host_view(hub: &Hub) -> Value {
 fn view_of(process: &ProcessFigures, its: Summary) -> Value {
     let mut view = json!({
         "process": process.pid,
+        "instance": process.instance,
         "bus": { "connected": process.is_connected, "lag": process.lag as f64 / 1000.0 },
         "refused": refusals(process.refused),
     });

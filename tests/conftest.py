@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import django
 import pytest
 from django.conf import settings
 
-from sse_channel import SSEChannel, _sse_channel
+from sse_channel import SSEChannel, _sse_channel, configure
 
 pytest_plugins = ["browsers"]
 
@@ -98,3 +98,15 @@ def script(tmp_path: Path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def options() -> Iterator[Callable[..., None]]:
+    """Options for one test."""
+    from sse_channel import config
+
+    before = dict(config._configured)
+    yield configure
+    config._configured.clear()
+    config._configured.update(before)
+    config._in_force = None

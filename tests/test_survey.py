@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from buses import BUSES, bus_of
+from handover import taken
 from processes import Process
 from redis_server import RedisServer
 from sse_channel import SSEChannel, apresence, host_stats, presence, stats
@@ -91,6 +92,29 @@ def test_a_process_that_is_stopped_is_not_counted_and_that_is_said(on_host):
     assert said.startswith("1 of 2 processes did not tell")
     stopped.kill(signal.SIGCONT)
     assert ask(one, "presence('a')") == 2
+
+
+def test_nobody_is_missing_after_redis_was_lost_and_found_again(redis, on_host, until):
+    processes = [on_host(host, begin="s = SSEChannel('a').stream()") for host in "abcd"]
+    for _ in range(3):
+        redis.kill()
+        redis.start()
+        # As soon as this one is back; the others come back when they do.
+        until(lambda: not processes[0]("presence('a')").startswith("BusError"))
+        assert ask(processes[0], "presence('a')") == 4
+
+
+def test_what_is_no_answer_is_left_alone(on_host):
+    one = on_host("a", begin="stream = SSEChannel('a').stream()")
+    one("from sse_channel import _sse_channel")
+    asker = on_host("b", begin="from sse_channel import survey")
+    for text in ("5", "[1]", "null", '{"x": 1}', '{"form": 0, "token": "t"}'):
+        asker("asked = survey.Survey()")
+        for name in ("answers", "questions"):
+            one(f"channel = _sse_channel.Channel('sse_channel.{name}', 1)")
+            tell = "limit=10**6, timeout=10, message=None, event=None, retry=None, comment=None"
+            assert "Error" not in one(f"channel.publish({text!r}, json=True, {tell})")
+        assert ask(asker, "asked.ask('clients').given[0]['clients']") == {"a": 1}
 
 
 def test_without_redis_presence_is_an_error_that_names_it(redis, on_host):
@@ -167,7 +191,56 @@ def test_the_largest_channels_are_told_and_how_many_more_there_are():
     assert answer["totals"]["published"] == host_stats()["published"]
 
 
-def test_who_asks_on_one_host_reads_files(name):
+THREADS = """
+import threading
+from sse_channel import SSEChannel, configure, disconnect
+from sse_channel.survey import Survey
+configure(bus="memory://")
+stream = SSEChannel("a").stream()
+done = []
+def ask():
+    with Survey() as survey:
+        for _ in range(200):
+            survey.ask("clients", patience=0.0)
+    done.append(1)
+def end():
+    for n in range(500):
+        disconnect(user=str(n))
+    done.append(1)
+threads = [threading.Thread(target=each, daemon=True) for each in (ask, end) * 3]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+assert len(done) == 6, done
+"""
+
+
+def test_threads_that_ask_and_disconnect_at_one_time_all_get_through(script):
+    # On this bus every thread delivers what it publishes.
+    script(THREADS)
+
+
+def test_a_private_channel_s_clients_are_told_nobody(name, until):
+    private = SSEChannel()
+    with SSEChannel(name).stream():
+        connection = taken(private)
+        until(lambda: private.stats()["clients"]["socket"] == 1)
+        # More than its socket takes.
+        for _ in range(100):
+            private.publish("x" * 50_000)
+        with Survey() as survey:
+            (answer,) = survey.ask("figures", patience=0.5).given
+        assert all("" not in slow["channels"] for slow in answer["slowest"])
+        connection.close()
+
+
+def test_who_asks_on_one_host_reads_files(name, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("it asks")
+
+    for function in ("ask", "ask_later"):
+        monkeypatch.setattr(f"sse_channel._sse_channel.{function}", refuse)
     with SSEChannel(name).stream():
         assert presence(name) == asyncio.run(apresence(name)) == 1
         assert asyncio.run(apresence())[name] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,23 +15,11 @@ from buses import BUSES, bus_of
 from handover import taken
 from servers import Server, cover_workers, open_stream, open_streams
 from servers import until as until_
-from sse_channel import SSEChannel, configure, stats
+from sse_channel import SSEChannel, stats
 from sse_channel.django import EventStreamResponse, EventStreamView, everybody
 from sse_channel.django.identity import address_of, user_of
 
 COME_BACK_LATER = b"retry: 30000\n\n"
-
-
-@pytest.fixture
-def options() -> Iterator[object]:
-    """Options for one test."""
-    from sse_channel import config
-
-    before = dict(config._configured)
-    yield configure
-    config._configured.clear()
-    config._configured.update(before)
-    config._in_force = None
 
 
 def request_of(path: str = "/", **headers: str):

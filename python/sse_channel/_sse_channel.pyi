@@ -12,6 +12,7 @@ from .stream import EventStream, _Opener
 
 __all__ = [
     "ANSWERS_CHANNEL",
+    "ANSWERS_FORM",
     "CONTROL_CHANNEL",
     "DELAY_BOUNDS",
     "HEARTBEAT",
@@ -58,6 +59,9 @@ __version__: Final[str]
 
 ANSWERS_CHANNEL: Final[str]
 """The name of the channel on which processes answer what another one has asked."""
+
+ANSWERS_FORM: Final[int]
+"""The form of answers: those of processes of another version may have another one."""
 
 CONTROL_CHANNEL: Final[str]
 """The name of the channel by which processes tell each other of clients."""
@@ -200,7 +204,7 @@ class Stream(Client):
         overflow: str,
         heartbeat: float | None,
         *,
-        most: tuple[int, int, int] = (0, 0, 0),
+        most: tuple[int, int, int] | None = (0, 0, 0),
         user: str | None = None,
         address: str | None = None,
         channels: str | None = None,

@@ -9,6 +9,7 @@ Processes of other hosts, on `redis://`, are asked (`survey`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["apresence", "host_stats", "presence"]
 
 _logger = logging.getLogger("sse_channel")
+
+#: Seconds between two warnings of processes that do not answer.
+_SAY_EVERY = 60.0
+
+_said_at = -_SAY_EVERY
 
 _COUNTS = ("published", "received", "delivered", "dropped", "bytes")
 
@@ -42,7 +48,8 @@ def presence(channel: SSEChannel | str | None = None) -> int | dict[str, int]:
     On `memory://` and `local://` it reads files and waits for nobody. On `redis://` the processes
     of all hosts are asked, each answers for itself, and that takes about as long as two publishes.
     A process that does not answer within a second (it is stopped, or its host is cut off) is not
-    counted, which is logged as a warning.
+    counted, which is logged as a warning. For five seconds after Redis was lost and found again,
+    not all may be back: those that answer within a second are counted then.
 
     Args:
         channel: a channel or its name.
@@ -53,7 +60,7 @@ def presence(channel: SSEChannel | str | None = None) -> int | dict[str, int]:
     Raises:
         TypeError: a channel that is none.
         ValueError: a private channel, of which other processes know nothing; ask its `stats`.
-        BusError: Redis cannot be reached.
+        BusError: Redis cannot be reached, or the bus is begun anew meanwhile.
     """
     name = _name(channel)
     if not _spans_hosts():
@@ -98,7 +105,10 @@ def _spans_hosts() -> bool:
 
 
 def _counted(answers: Answers) -> dict[str, int]:
-    if answers.missing:
+    global _said_at
+    now = time.monotonic()
+    if answers.missing and now - _said_at > _SAY_EVERY:
+        _said_at = now
         _logger.warning(
             "%d of %d processes did not tell within %s s how many clients they have: are they "
             "stopped, or cut off from the bus? The others' clients are counted.",

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from queue import Empty
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -26,7 +27,7 @@ from .channel import SSEChannel
 from .config import options
 from .event import Event
 from .queue import ClientQueue
-from .survey import Survey
+from .survey import Key, Survey, key_of
 from .waiting import after_close, close_at_exit
 
 __all__ = ["Monitor", "Sampler"]
@@ -36,6 +37,10 @@ _EVERY = 1.0
 
 #: Seconds between the first look, which has nothing to compare with, and the first sample.
 _FIRST = 0.2
+
+#: Seconds that the first stream of a monitor may take from its permission to the thread that hears
+#: whose right is taken away.
+_MEANWHILE = 5.0
 
 #: Seconds that answers are waited for.
 _PATIENCE = 0.8
@@ -105,8 +110,11 @@ class Monitor:
             self._thread.start()
 
     def history(self) -> Event:
-        """The samples up to now, without what is of the moment alone."""
-        return Event({"samples": list(self._past)}, event="history")
+        """The samples up to now, as many as an event may hold, without what is of the moment."""
+        samples = list(self._past)
+        while samples and len(_text(samples)) > options().max_event_bytes - 1000:
+            samples = samples[len(samples) // 4 + 1 :]
+        return Event({"samples": samples}, event="history")
 
     def _end(self) -> None:
         self._is_ending.set()
@@ -131,7 +139,7 @@ class Monitor:
                     self._serve(exchange)
             except Exception as error:
                 # A bus that cannot be reached is what the watchers are to see.
-                if not isinstance(error, (_sse_channel.BusError, _sse_channel.ChannelClosed)):
+                if not isinstance(error, _sse_channel.BusError):
                     _logger.exception("a sample of the monitor failed")
                 self._show({**_frame(_EVERY), **_NO_FIGURES, "trouble": str(error)})
                 self._is_ending.wait(_EVERY)
@@ -151,8 +159,7 @@ class Monitor:
                 self._show(sample)
 
     def _show(self, sample: dict[str, Any]) -> None:
-        with contextlib.suppress(_sse_channel.ChannelClosed):
-            self.channel.publish(Event(sample, event="sample"))
+        _publish(self.channel._core, sample)
 
 
 def _lasting(sample: dict[str, Any]) -> dict[str, Any]:
@@ -160,45 +167,68 @@ def _lasting(sample: dict[str, Any]) -> dict[str, Any]:
     return {key: sample[key] for key in ("t", "seconds", "series")}
 
 
+def _text(message: Any) -> str:
+    return json.dumps(message, separators=(",", ":"))
+
+
+def _publish(channel: _sse_channel.Channel, sample: dict[str, Any]) -> None:
+    # Whatever the project's own events are limited to.
+    channel.publish(
+        _text(sample),
+        json=True,
+        event="sample",
+        retry=None,
+        comment=None,
+        limit=1 << 62,
+        timeout=options().publish_timeout,
+        message=None,
+    )
+
+
 class _Exchange:
     """What the processes with watchers tell each other, and whose turn it is.
 
     Raises:
-        BusError: the bus cannot be reached; as each method.
-        ChannelClosed: the bus was closed; as each method.
+        BusError: the bus cannot be reached, or was begun anew; as each method.
     """
 
     def __init__(self) -> None:
-        self._own = f"{os.uname().nodename}-{os.getpid()}"
-        timeout = options().publish_timeout
+        # The same in no two processes, nor for two of these in one.
+        self._own = f"{time.time_ns():x}-{os.getpid()}-{random.getrandbits(64):x}"
         self._channel = _sse_channel.Channel(_sse_channel.OWN_CHANNELS + "monitor", _SAMPLES)
-        control = _sse_channel.Channel(_sse_channel.CONTROL_CHANNEL, 100)
+        self._control = _sse_channel.Channel(_sse_channel.CONTROL_CHANNEL, 100)
         self._told = ClientQueue(10 * _SAMPLES, "drop_oldest")
-        close_at_exit()
-        # All of the last minutes.
-        _sse_channel.register(self._told, [self._channel, control], "0-0", 0, timeout)
-        self._survey: Survey | None = None
-        self._sampler = Sampler()
+        self._orders = ClientQueue(10_000, "drop_oldest")
         #: Users who were disconnected, and when that is to be done once more.
         self._revoked: list[tuple[str, float]] = []
+        self._survey: Survey | None = None
+        self._sampler = Sampler()
         # Of those who miss a sample, one is the first to see to it.
         self._patience = _EVERY + 0.7 + random.random() / 2
         # Nor do all begin that were asked at one time.
         self._due = time.monotonic() + random.random() / 2
+        close_at_exit()
+        timeout = options().publish_timeout
+        try:
+            # All of the last minutes; of what was told to end streams, what came meanwhile.
+            _sse_channel.register(self._told, [self._channel], "0-0", 0, timeout)
+            lately = f"{int((time.time() - _MEANWHILE) * 1000)}-0"
+            _sse_channel.register(self._orders, [self._control], lately, 0, timeout)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Hear and tell no more."""
         self._channel.unlisten(self._told)
+        self._control.unlisten(self._orders)
         self._rest()
 
     def past(self) -> list[dict[str, Any]]:
         """The samples of the last minutes, oldest first."""
         oldest = (time.time() - _SAMPLES * _EVERY) * 1000
-        past = []
-        while not self._told.empty():
-            sample = self._noted(self._told.get_nowait())
-            if sample is not None and sample["t"] > oldest:
-                past.append(sample)
+        told = iter(partial(_take, self._told), None)
+        past = [sample for sample in told if _is_sample(sample) and sample["t"] > oldest]
         if past and past[-1]["t"] > (time.time() - _EVERY) * 1000:
             # Somebody is at it.
             self._due = time.monotonic() + self._patience
@@ -207,15 +237,10 @@ class _Exchange:
     def next_sample(self) -> dict[str, Any] | None:
         """Wait for the next sample, anybody's; None for nothing within about a second."""
         left = self._due - time.monotonic()
-        try:
-            sample = self._noted(self._told.get(timeout=max(0.0, min(left, _EVERY))))
-        except _sse_channel.ChannelClosed:
-            raise
-        except Empty:
-            if left <= _EVERY:
-                self._take_sample()
-            return None
-        if sample is None:
+        sample: dict[str, Any] | None = _take(self._told, max(0.0, min(left, _EVERY)))
+        if sample is None and left <= _EVERY:
+            self._take_sample()
+        if sample is None or not _is_sample(sample):
             return None
         if sample["by"] < self._own:
             self._rest()
@@ -226,20 +251,15 @@ class _Exchange:
     def revoked(self) -> list[str]:
         """Users whose streams are to be ended."""
         now = time.monotonic()
+        while (order := _take(self._orders)) is not None:
+            named = dict(parse_qsl(order, keep_blank_values=True))
+            # What names a channel is about that channel's streams.
+            if named.keys() == {"user"}:
+                # Once more, for one who was let in before that and listens only now.
+                self._revoked += [(named["user"], now), (named["user"], now + 2 * _EVERY)]
         users = [user for user, at in self._revoked if at <= now]
         self._revoked = [(user, at) for user, at in self._revoked if at > now]
         return users
-
-    def _noted(self, told: Any) -> dict[str, Any] | None:
-        """A sample, or None for what was told to end streams (`disconnect`)."""
-        if isinstance(told, dict):
-            return told
-        named = dict(parse_qsl(told, keep_blank_values=True))
-        if "user" in named and "channel" not in named:
-            now = time.monotonic()
-            # Once more, for one who was let in before that and listens only now.
-            self._revoked += [(named["user"], now), (named["user"], now + 2 * _EVERY)]
-        return None
 
     def _take_sample(self) -> None:
         if self._survey is None:
@@ -257,22 +277,28 @@ class _Exchange:
             # Another one was quicker.
             self._rest()
             return
-        self._channel.publish(
-            json.dumps({**sample, "by": self._own}, separators=(",", ":")),
-            json=True,
-            event=None,
-            retry=None,
-            comment=None,
-            limit=1 << 62,
-            timeout=options().publish_timeout,
-            message=None,
-        )
+        _publish(self._channel, {**sample, "by": self._own})
 
     def _rest(self) -> None:
         """Leave it to another one."""
         if self._survey is not None:
             self._survey.close()
             self._survey = None
+
+
+def _take(queue: ClientQueue, timeout: float = 0.0) -> Any:
+    """The oldest message, or None."""
+    try:
+        return queue.get(timeout=timeout)
+    except _sse_channel.ChannelClosed as closed:
+        raise _sse_channel.BusError("the bus was begun anew, or is ending") from closed
+    except Empty:
+        return None
+
+
+def _is_sample(told: Any) -> bool:
+    """Whether it is one of ours, and of this version."""
+    return isinstance(told, dict) and told.get("form") == _sse_channel.ANSWERS_FORM
 
 
 class _Process(NamedTuple):
@@ -294,7 +320,7 @@ class Sampler:
     """
 
     def __init__(self) -> None:
-        self._processes: dict[_Key, _Process] = {}
+        self._processes: dict[Key, _Process] = {}
         self._host: dict[str, Any] | None = None
         self._taken_at: float | None = None
 
@@ -328,17 +354,20 @@ class Sampler:
         is_first = self._taken_at is None
         elapsed = _EVERY if self._taken_at is None else max(now - self._taken_at, 0.001)
         here: str = view["name"]
-        told = {(answer["host"], answer["process"]): answer for answer in answers}
-        facts: dict[_Key, dict[str, Any]] = {
-            (here, its["process"]): {**told.get((here, its["process"]), {}), **its}
-            for its in view["processes"]
-        }
-        # Those of another container may have this host's name, and files of their own.
-        facts = {**{key: its for key, its in told.items() if key not in facts}, **facts}
-        elsewhere = [key for key in facts if key not in _keys_of(view)]
+        told = {key_of(answer["host"], answer): answer for answer in answers}
+        facts: dict[Key, dict[str, Any]] = dict(told)
+        own = set()
+        for its in view["processes"]:
+            key = key_of(here, its)
+            own.add(key)
+            # Counted now and not when it answered; what it alone knows stands in its answer.
+            answer = told.get(key, {"memory": None, "bus": {}})
+            bus = {**answer["bus"], **its["bus"]}
+            facts[key] = {**its, "memory": answer["memory"], "bus": bus}
+        elsewhere = [key for key in facts if key not in own]
         happened = [_happened(self._host or view["host"], view["host"], elapsed)]
         received: dict[str, float] = {}
-        processes: dict[_Key, _Process] = {}
+        processes: dict[Key, _Process] = {}
         for key, its in facts.items():
             before = self._processes.get(key)
             change = _happened(*self._since(before, its, now, elapsed))
@@ -350,7 +379,7 @@ class Sampler:
             has_told = key in told or not _holds_streams(its)
             answered_at = now if has_told or before is None else before.answered_at
             processes[key] = _Process(its, now, answered_at, change.rates)
-        processes |= self._silent(facts, here, missing, now)
+        processes |= self._silent(facts, missing, now)
         self._processes, self._host, self._taken_at = processes, view["host"], now
         if is_first:
             return None
@@ -383,7 +412,7 @@ class Sampler:
             "trouble": None,
         }
 
-    def _expected(self) -> set[_Key]:
+    def _expected(self) -> set[Key]:
         """Those that are going to answer, as far as that is known."""
         return {key for key, its in self._processes.items() if _holds_streams(its.facts)}
 
@@ -391,20 +420,24 @@ class Sampler:
         self, before: _Process | None, facts: dict[str, Any], now: float, elapsed: float
     ) -> tuple[dict[str, Any] | None, dict[str, Any], float]:
         if before is not None:
-            return before.facts, facts, max(now - before.seen_at, 0.001)
+            since = now - before.seen_at
+            if "seconds" in facts and "seconds" in before.facts:
+                # By its own clock: answers come when they come.
+                since = facts["seconds"] - before.facts["seconds"]
+            return before.facts, facts, max(since, 0.001)
         # Of one that has begun since the last look, all is new; of another nothing is known yet.
         is_new = self._taken_at is not None and facts.get("seconds", 0.0) <= 2 * elapsed
         return (None if is_new else facts), facts, elapsed
 
     def _silent(
-        self, facts: Mapping[_Key, object], here: str, missing: int | None, now: float
-    ) -> dict[_Key, _Process]:
-        """Those of other hosts that did not answer, and have not ended as far as is known."""
+        self, facts: Mapping[Key, object], missing: int | None, now: float
+    ) -> dict[Key, _Process]:
+        """Those that are known by their answers, did not answer, and may not have ended."""
         return {
             key: its
             for key, its in self._processes.items()
             if key not in facts
-            and key[0] != here
+            and "seconds" in its.facts
             and missing != 0
             and _holds_streams(its.facts)
             and now - its.seen_at < _GONE
@@ -418,20 +451,12 @@ class Sampler:
                 "clients": its.facts["totals"]["clients"],
                 **its.rates,
                 "memory": its.facts.get("memory"),
-                "bus": {"waiting": 0, **its.facts["bus"]},
+                "bus": {"waiting": None, **its.facts["bus"]},
                 # An answer that was late is no silence.
                 "silent": silence if (silence := now - its.answered_at) >= _LATE else 0.0,
             }
-            for (host, process), its in sorted(self._processes.items())
+            for (host, process, _), its in sorted(self._processes.items())
         ]
-
-
-#: A process: its host, and its id there.
-_Key = tuple[str, int]
-
-
-def _keys_of(view: dict[str, Any]) -> set[_Key]:
-    return {(view["name"], its["process"]) for its in view["processes"]}
 
 
 def _holds_streams(facts: dict[str, Any]) -> bool:
@@ -452,6 +477,7 @@ _NO_FIGURES: dict[str, Any] = {
 
 def _frame(seconds: float) -> dict[str, Any]:
     return {
+        "form": _sse_channel.ANSWERS_FORM,
         "t": time.time_ns() // 1_000_000,
         "seconds": seconds,
         "bus": _sse_channel.bus_url() or options().bus,
@@ -468,7 +494,7 @@ class _Happened(NamedTuple):
     channels: list[dict[str, Any]]
 
 
-_NOTHING: dict[str, Any] = {"totals": {}, "refused": {}, "channels": []}
+_NOTHING: dict[str, Any] = {"totals": {}, "refused": {}, "channels": [], "more_channels": 0}
 
 
 def _happened(before: dict[str, Any] | None, after: dict[str, Any], seconds: float) -> _Happened:
@@ -479,8 +505,8 @@ def _happened(before: dict[str, Any] | None, after: dict[str, Any], seconds: flo
         {
             "name": its["name"],
             "clients": its["clients"],
-            # Of one that was not among the largest before, nothing is known.
-            **_rates(known.get(its["name"], its if before is not None else {}), its, seconds),
+            # One that is not among the largest any more, or was not, is not a new one.
+            **_rates(known.get(its["name"], its if old["more_channels"] else {}), its, seconds),
         }
         for its in after["channels"]
     ]

@@ -108,14 +108,15 @@ def open_stream(
     initial: Any,
     render: Any = None,
     key: Any = None,
-    most: tuple[int, int, int] = (0, 0, 0),
+    most: tuple[int, int, int] | None = (0, 0, 0),
     user: str | None = None,
     address: str | None = None,
 ) -> EventStream:
     """Make a stream and register it with `channels`, which must be of one bus.
 
     Args:
-        most: streams of the process, of one user and of one address; 0 for no limit.
+        most: streams of the process, of one user and of one address; 0 for no limit. None for one
+            that is none of those that are counted.
         user: whose it is.
         address: where it came from.
 

@@ -24,7 +24,7 @@ from .waiting import close_at_exit
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PATIENCE", "Answers", "Survey"]
+__all__ = ["PATIENCE", "Answers", "Key", "Survey", "key_of"]
 
 #: Seconds that answers are waited for at the most.
 PATIENCE = 1.0
@@ -42,6 +42,16 @@ class Answers(NamedTuple):
     given: list[dict[str, Any]]
     #: Processes that did not; None where it is not known how many were asked.
     missing: int | None
+
+
+#: What tells a process from all others: its host, its id there, and a number of chance, since two
+#: containers may have the same of both.
+Key = tuple[str, int, int]
+
+
+def key_of(host: str, facts: dict[str, Any]) -> Key:
+    """Name the process that has told `facts`."""
+    return (host, facts["process"], facts["instance"])
 
 
 class Survey:
@@ -83,7 +93,7 @@ class Survey:
         channel: str | None = None,
         *,
         patience: float = PATIENCE,
-        known: Collection[tuple[str, int]] | None = None,
+        known: Collection[Key] | None = None,
     ) -> Answers:
         """Ask all processes, and wait for their answers.
 
@@ -91,12 +101,10 @@ class Survey:
             about: ``"clients"``, or ``"figures"``.
             channel: the channel whose clients are asked for.
             patience: seconds to wait at the most.
-            known: those to wait for, by host and process id, where the bus does not tell how many
-                there are.
+            known: those to wait for, where the bus does not tell how many there are.
 
         Raises:
-            BusError: the bus cannot be reached.
-            ChannelClosed: the bus was closed meanwhile.
+            BusError: the bus cannot be reached, or was begun anew meanwhile.
         """
         token, question = _question(about, channel)
         asked = _sse_channel.ask(question, options().publish_timeout)
@@ -104,14 +112,17 @@ class Survey:
         while (left := gathering.left) > 0:
             try:
                 gathering.take(self._queue.get(timeout=left))
-            except _sse_channel.ChannelClosed:
-                raise
-            except Empty:
+            except Empty as empty:
+                _raise_if_closed(empty)
                 break
         return gathering.answers
 
     async def aask(self, about: str, channel: str | None = None) -> Answers:
-        """`ask`, awaitable."""
+        """`ask`, awaitable.
+
+        Raises:
+            BusError: as `ask`.
+        """
         token, question = _question(about, channel)
         asked: Any = _sse_channel.ask_later(question, options().publish_timeout)
         if inspect.isawaitable(asked):
@@ -120,7 +131,8 @@ class Survey:
         while (left := gathering.left) > 0:
             try:
                 gathering.take(await self._queue.aget(timeout=left))
-            except Empty:
+            except Empty as empty:
+                _raise_if_closed(empty)
                 break
         return gathering.answers
 
@@ -133,13 +145,13 @@ class _Gathering:
         token: str,
         asked: int | None,
         patience: float,
-        known: Collection[tuple[str, int]] | None,
+        known: Collection[Key] | None,
     ) -> None:
         self._token = token
         self._asked = asked
         self._awaited = None if known is None else set(known)
         self._deadline = time.monotonic() + patience
-        self._given: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._given: dict[Key, dict[str, Any]] = {}
 
     @property
     def left(self) -> float:
@@ -150,18 +162,26 @@ class _Gathering:
             return 0.0
         return max(0.0, self._deadline - time.monotonic())
 
-    def take(self, answer: dict[str, Any]) -> None:
+    def take(self, answer: Any) -> None:
+        # Of another version, or nobody's of ours: everybody can publish on the bus.
+        if not isinstance(answer, dict) or answer.get("form") != _sse_channel.ANSWERS_FORM:
+            return
         if answer["token"] != self._token:
             return
-        # Two processes of one number may be in two containers of one name.
-        self._given[(answer["host"], answer["process"], answer["began"])] = answer
+        its = key_of(answer["host"], answer)
+        self._given[its] = answer
         if self._awaited is not None:
-            self._awaited.discard((answer["host"], answer["process"]))
+            self._awaited.discard(its)
 
     @property
     def answers(self) -> Answers:
         missing = None if self._asked is None else max(0, self._asked - len(self._given))
         return Answers(list(self._given.values()), missing)
+
+
+def _raise_if_closed(empty: Empty) -> None:
+    if isinstance(empty, _sse_channel.ChannelClosed):
+        raise _sse_channel.BusError("the bus was begun anew, or is ending") from empty
 
 
 def _answers() -> _sse_channel.Channel:

@@ -167,10 +167,7 @@ impl Connection {
 
     /// When the oldest event that waits for it was ordered, in milliseconds since the epoch.
     pub fn behind_since(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Behind { cursor, .. } if !self.is_idle() => Some(cursor.ms),
-            _ => self.backlog.iter().find_map(|waiting| waiting.piece.ordered()),
-        }
+        self.backlog.iter().find_map(|waiting| waiting.piece.ordered())
     }
 
     /// What waits for it.

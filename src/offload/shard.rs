@@ -317,7 +317,7 @@ impl Shard {
         }
         self.fan_out(&events);
         for report in surveys {
-            report.add(self.slowest_connections());
+            report.add(self.slowest_connections(&report));
         }
         for channel in ended {
             self.end_channel(channel);
@@ -441,8 +441,13 @@ impl Shard {
     }
 
     /// Those that are the furthest behind.
-    fn slowest_connections(&self) -> Vec<SlowClient> {
-        let since = |(place, its): (usize, &Connection)| Some((its.behind_since()?, place));
+    fn slowest_connections(&self, report: &Report) -> Vec<SlowClient> {
+        let is_told = |its: &Connection| {
+            self.groups.get(its.route).is_some_and(|group| report.covers(&group.route.hub))
+        };
+        let since = |(place, its): (usize, &Connection)| {
+            its.behind_since().filter(|_| is_told(its)).map(|since| (since, place))
+        };
         let mut behind: Vec<(u64, usize)> = self.connections.iter().filter_map(since).collect();
         behind.sort_unstable();
         let told = behind.into_iter().take(SLOWEST).filter_map(|(_, place)| {

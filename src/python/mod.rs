@@ -61,6 +61,7 @@ mod _sse_channel {
         module.add("CONTROL_CHANNEL", crate::control::CHANNEL)?;
         let seconds = |milliseconds| milliseconds as f64 / 1000.0;
         module.add("DELAY_BOUNDS", crate::metrics::BOUNDS.map(seconds).to_vec())?;
+        module.add("ANSWERS_FORM", crate::survey::FORM)?;
         module.add("OWN_CHANNELS", crate::control::OWN)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         // A hook, not a start: a child must know that it is one before it uses anything.

@@ -227,7 +227,7 @@ fn first_payload<'py>(initial: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py,
 #[pymethods]
 impl Stream {
     #[new]
-    #[pyo3(signature = (capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None))]
+    #[pyo3(signature = (capacity, overflow, heartbeat, *, most=Some((0, 0, 0)), user=None, address=None, channels=None))]
     #[pyo3(
         text_signature = "(capacity, overflow, heartbeat, *, most=(0, 0, 0), user=None, address=None, channels=None)"
     )]
@@ -237,7 +237,7 @@ impl Stream {
         capacity: usize,
         overflow: &str,
         heartbeat: Option<&Bound<'_, PyAny>>,
-        most: (usize, usize, usize),
+        most: Option<(usize, usize, usize)>,
         user: Option<&Bound<'_, PyString>>,
         address: Option<&Bound<'_, PyString>>,
         channels: Option<&Bound<'_, PyString>>,
@@ -268,8 +268,9 @@ impl Stream {
                 address: text(address, "the address")?,
                 channels: text(channels, "the channels")?,
             };
-            let (streams, of_user, of_address) = most;
-            let slot = process.admission().take(Most { streams, of_user, of_address }, holder);
+            let most =
+                most.map(|(streams, of_user, of_address)| Most { streams, of_user, of_address });
+            let slot = process.admission().take(most, holder);
             let slot = slot.map_err(|full| errors::full(py, full.name()))?;
             client.core.set_slot(Arc::new(slot));
         }

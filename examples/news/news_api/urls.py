@@ -10,7 +10,9 @@ from sse_channel.django import monitor
 
 def is_on_this_machine(request: HttpRequest) -> bool:
     """Whether the browser runs beside the server: the example has no users."""
-    return request.META["REMOTE_ADDR"] in ("127.0.0.1", "::1")
+    # Behind a proxy on this machine, everybody comes from here.
+    is_proxied = "HTTP_X_FORWARDED_FOR" in request.META or "HTTP_FORWARDED" in request.META
+    return not is_proxied and request.META["REMOTE_ADDR"] in ("127.0.0.1", "::1")
 
 
 urlpatterns = [

@@ -109,8 +109,8 @@ class EventStreamResponse(StreamingHttpResponse):
             without a name) together with others, or a `render` that needs a `key`.
     """
 
-    #: Whether the limits of the process are its own as well.
-    _is_limited = True
+    #: Whether it is one of the project's: within the limits, and for pages of `CORS_ORIGINS`.
+    _is_of_the_project = True
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class EventStreamResponse(StreamingHttpResponse):
                     initial=initial,
                     render=render,
                     key=key,
-                    most=_limits() if self._is_limited else (0, 0, 0),
+                    most=_limits() if self._is_of_the_project else None,
                     user=user_of(its_request) if user is None else user_key(user),
                     address=address_of(its_request),
                 )
@@ -184,7 +184,8 @@ class EventStreamResponse(StreamingHttpResponse):
         self.headers.setdefault("Cache-Control", "no-cache, no-transform")
         # nginx passes each frame on at once.
         self.headers.setdefault("X-Accel-Buffering", "no")
-        allow_origin(its_request, self)
+        if self._is_of_the_project:
+            allow_origin(its_request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
         accepted = request.META.pop("HTTP_ACCEPT_ENCODING", None)
         if options().compress if compress is None else compress:

@@ -45,6 +45,9 @@ const DELIVERY: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Others are back after a loss of Redis within so long, or count as gone.
+const GATHERING: Duration = Duration::from_secs(5);
+
 /// Streams that are read back at the same time: Redis ends a subscriber's connection that has
 /// too much to fetch.
 const READERS: usize = 4;
@@ -413,6 +416,7 @@ impl Engine {
             Ok(value) => match entry::published(&value) {
                 Some((id, heard)) => {
                     let heard_by = waiting.publication.heard_by.as_ref();
+                    let heard = heard.filter(|_| !self.is_back_lately());
                     // Once, whatever was given up before.
                     let _ = heard_by.zip(heard).map(|(known, heard)| known.set(heard));
                     self.shared.hub.observe(id);
@@ -432,6 +436,12 @@ impl Engine {
             Trouble::Demoted(text) => Err(Trouble::Demoted(text)),
             Trouble::Refused(_) | Trouble::Lost(_) => Ok(()),
         }
+    }
+
+    /// Whether the server may have been away a moment ago: others are not all back yet.
+    fn is_back_lately(&self) -> bool {
+        let status = lock(&self.shared.status);
+        status.reconnects > 0 && status.since.elapsed() < GATHERING
     }
 
     fn refusal(&self, text: &str) -> Error {

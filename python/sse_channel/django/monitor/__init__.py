@@ -41,8 +41,9 @@ _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancest
 
 
 class _MonitorResponse(EventStreamResponse):
-    # When a process has all the clients that it may, somebody wants to look at it.
-    _is_limited = False
+    # When a process has all the clients that it may, somebody wants to look at it; and no page of
+    # another origin is to read it.
+    _is_of_the_project = False
 
 
 def is_staff(request: HttpRequest) -> bool:
@@ -85,6 +86,9 @@ def urls(permission: MonitorPermission = is_staff) -> list[URLPattern]:
     def stream(request: HttpRequest) -> HttpResponseBase:
         if not is_permitted(permission, request):
             return HttpResponseForbidden("You may not see the monitor.\n", "text/plain")
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            # Also where the permission goes by address, and the browser's is the right one.
+            return HttpResponseForbidden("The monitor is for its own page.\n", "text/plain")
         monitor = Monitor.current()
         response = _MonitorResponse(request, monitor.channel, initial=monitor.history)
         if request.method == "GET":

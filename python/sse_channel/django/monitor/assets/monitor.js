@@ -215,7 +215,7 @@ const holdsStreams = ({ clients }) => Boolean(clients.socket || clients.stream);
 function troubleOf({ silent, bus }) {
   const troubles = [];
   if (silent > 0) troubles.push(`silent for ${duration(Math.max(1, Math.round(silent)))}`);
-  if (bus && !bus.connected) troubles.push("bus lost");
+  if (bus?.connected === false) troubles.push("bus lost");
   return troubles.join(", ");
 }
 
@@ -282,7 +282,7 @@ const tables = {
     ({ client, host }) => plain(`${host} · ${client}`),
     ({ behind }, cell) => alarming(duration(behind), behind >= 1, cell),
     ({ frames }) => count(frames),
-    (row) => bytes(row.bytes),
+    (row) => orNothing(bytes)(row.bytes),
     ({ kind }) => kind,
     ({ channels }, cell) => named(channels.join(", "), cell),
     ({ user }, cell) => named(user, cell),

@@ -2,7 +2,7 @@ const KEPT_MS = 310_000;
 const CLOCK_MS = 5000; // by which the clocks of two workers may differ
 
 /**
- * The samples of the last five minutes, in order, one for each second.
+ * The samples of the last five minutes, in order: one a second, as a rule.
  *
  * A tab that joins the stream of another one is told only what is newest, so the tabs tell each
  * other what they have, over a channel of that `name`.
@@ -24,12 +24,11 @@ export class Samples {
     return this.list.at(-1) ?? null;
   }
 
-  /** Take those of seconds that are not known; tells whether there were any. */
+  /** Take those that are not known; tells whether there were any. All tabs are told the same ones. */
   merge(samples) {
-    const seconds = new Map(samples.map((sample) => [secondOf(sample), sample]));
-    for (const sample of this.list) seconds.set(secondOf(sample), sample);
-    const isMore = seconds.size > this.list.length;
-    this.#keep([...seconds.values()].sort((a, b) => a.t - b.t));
+    const known = new Map([...samples, ...this.list].map((sample) => [sample.t, sample]));
+    const isMore = known.size > this.list.length;
+    this.#keep([...known.values()].sort((a, b) => a.t - b.t));
     return isMore;
   }
 
@@ -37,9 +36,7 @@ export class Samples {
   add({ t, seconds, series }) {
     const sample = { t, seconds, series };
     // What is much later was of a clock that has been set back since.
-    const others = this.list.filter(
-      (other) => other.t < t + CLOCK_MS && secondOf(other) !== secondOf(sample),
-    );
+    const others = this.list.filter((other) => other.t < t + CLOCK_MS && other.t !== t);
     this.#keep([...others, sample].sort((a, b) => a.t - b.t));
   }
 
@@ -47,8 +44,4 @@ export class Samples {
     const oldest = (samples.at(-1)?.t ?? 0) - KEPT_MS;
     this.list = samples.filter(({ t }) => t > oldest);
   }
-}
-
-function secondOf({ t }) {
-  return Math.floor(t / 1000);
 }
