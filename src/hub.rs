@@ -315,7 +315,8 @@ impl Hub {
     /// The channel of that name, made at its first mention; it remembers `history` events or
     /// more, if somebody asked for more.
     pub fn channel(&self, name: &str, history: usize) -> ChannelKey {
-        if let Some(key) = lock(&self.state).mentioned(name, history, self.is_the_bus) {
+        let mentioned = lock(&self.state).mentioned(name, history, self.is_the_bus);
+        if let Some(key) = mentioned {
             return key;
         }
         // Not under the lock: it may touch files.

@@ -70,7 +70,8 @@ impl Runtime {
 impl Drop for Shared {
     /// A runtime that is just dropped waits for its thread.
     fn drop(&mut self) {
-        if let State::Running(runtime) = std::mem::take(&mut *lock(&self.state)) {
+        let state = std::mem::take(&mut *lock(&self.state));
+        if let State::Running(runtime) = state {
             runtime.shutdown_background();
         }
     }

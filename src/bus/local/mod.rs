@@ -797,7 +797,8 @@ impl Bus for LocalBus {
             return;
         };
         bell.end();
-        if let Some(file_lock) = lock(&self.file_lock).clone() {
+        let file_lock = lock(&self.file_lock).clone();
+        if let Some(file_lock) = file_lock {
             self.take_down(&bell, file_lock.try_lock().ok().flatten());
         }
     }
