@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -33,6 +35,7 @@ HOST = "127.0.0.1"
 STARTS_WITHIN = 60
 STOPS_WITHIN = 30
 ANSWERS_WITHIN = 30
+LOCK = "hhqqi4x"  # of `struct flock` on Linux: type, whence, start, length, process
 
 _UVICORN = [
     *("-m", "uvicorn", "--host", HOST, "--port", "{port}", "--log-level", "warning"),
@@ -252,12 +255,33 @@ class Server:
         """
         others = [process for process in self.workers if process != worker]
         with contextlib.ExitStack() as stack:
+
+            def have_stopped() -> bool:
+                for process in others:
+                    process.suspend()
+                for process in others:
+                    until(lambda p=process: p.status() == psutil.STATUS_STOPPED, "it has stopped")
+                # Else the one that is left could not use the bus.
+                is_free = self._lock_holder() not in {process.pid for process in others}
+                if not is_free:
+                    for process in others:
+                        process.resume()
+                return is_free
+
             for process in others:
                 stack.callback(process.resume)
-                process.suspend()
-            for process in others:
-                until(lambda p=process: p.status() == psutil.STATUS_STOPPED, "it has stopped")
+            until(have_stopped, "the others have stopped, and none with the bus's lock")
             yield
+
+    def _lock_holder(self) -> int | None:
+        """The process that holds the lock of a local bus."""
+        path = Path(self.bus.removeprefix("local://")) / "lock"
+        if not self.bus.startswith("local://") or not path.exists():
+            return None
+        with path.open("rb+") as file:
+            asked = struct.pack(LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, holder = struct.unpack(LOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else holder
 
     def database_descriptors(self) -> list[str]:
         """The worker's open files that belong to the database."""

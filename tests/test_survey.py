@@ -174,6 +174,7 @@ def test_figures_name_the_clients_that_are_behind(bus, tmp_path):
 
 def test_the_largest_channels_are_told_and_how_many_more_there_are():
     names = [f"survey-{n:03}" for n in range(130)]
+    before = stats()["channels"]
     channels = [SSEChannel(name) for name in names]
     with contextlib.ExitStack() as stack:
         for channel in channels[:100]:
@@ -185,7 +186,8 @@ def test_the_largest_channels_are_told_and_how_many_more_there_are():
             answers = survey.ask("figures", patience=0.5).given
     (answer,) = answers
     told = [channel["name"] for channel in answer["channels"]]
-    assert told[:30] == names[100:]
+    # Those of other tests may have clients as well.
+    assert [name for name in told if name not in before][:30] == names[100:]
     assert len(told) == 100
     assert answer["more_channels"] == len(stats()["channels"]) - 100
     assert answer["totals"]["published"] == host_stats()["published"]
