@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench clean
+.PHONY: help build demo test fuzz soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,13 +31,18 @@ demo: build ## Build, migrate, serve the news example and submit articles to it
 
 test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: ARGS="-k name")
 	cargo test --quiet --locked --no-default-features
+	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
+	$(PYTHON) scripts/fuzz.py $(ARGS)
 
 soak: build $(VENV)/.test ## Kill publishers, workers and Redis at random, for minutes
 	$(BIN)/python -m pytest -m soak --timeout 600 -s $(ARGS)
 
 lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a core that knows no Python
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --locked --no-default-features --all-targets -- -D warnings
 	cargo clippy --quiet --locked --release -- -D warnings
 	$(BIN)/ruff format --check .

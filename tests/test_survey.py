@@ -21,7 +21,7 @@ from buses import BUSES, bus_of
 from handover import taken
 from processes import Process
 from redis_server import RedisServer
-from sse_channel import SSEChannel, apresence, host_stats, presence, stats
+from sse_channel import SSEChannel, apresence, presence, stats
 from sse_channel.survey import Survey
 
 
@@ -190,7 +190,7 @@ def test_the_largest_channels_are_told_and_how_many_more_there_are():
     assert [name for name in told if name not in before][:30] == names[100:]
     assert len(told) == 100
     assert answer["more_channels"] == len(stats()["channels"]) - 100
-    assert answer["totals"]["published"] == host_stats()["published"]
+    assert answer["totals"]["published"] == stats()["published"]
 
 
 THREADS = """

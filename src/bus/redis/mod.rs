@@ -12,7 +12,7 @@
 
 mod connection;
 mod engine;
-mod entry;
+pub mod entry;
 mod script;
 mod socket;
 mod target;
