@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench clean
+.PHONY: help build demo test matrix soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,9 @@ test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: AR
 	cargo test --quiet --locked --no-default-features
 	$(BIN)/python -m pytest $(ARGS)
 
+matrix: $(VENV)/.demo ## One wheel with each Python, Django, server, gevent and Redis (ARGS="--quick")
+	$(BIN)/python scripts/matrix.py $(ARGS)
+
 soak: build $(VENV)/.test ## Kill publishers, workers and Redis at random, for minutes
 	$(BIN)/python -m pytest -m soak --timeout 600 -s $(ARGS)
 
@@ -51,4 +54,4 @@ bench: build $(VENV)/.bench ## Queues, buses and streams beside their peers, eac
 	$(BIN)/python benches/streams.py
 
 clean: ## Remove what was built
-	rm -rf $(VENV) target python/sse_channel/*.so
+	rm -rf $(VENV) .matrix target python/sse_channel/*.so
