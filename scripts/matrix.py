@@ -83,6 +83,7 @@ SERVERS = (
     f"{_SERVERS}test_the_request_is_logged_and_over_while_the_stream_goes_on",
     f"{_SERVERS}test_a_client_that_leaves_is_noticed_without_a_word_to_it",
     f"{_SERVERS}test_streams_end_when_the_stop_begins_and_not_when_other_requests_end",
+    f"{_SERVERS}test_uvicorn_ends_streams_however_it_comes_to_stop",
     f"{_SERVERS}test_one_client_more_than_allowed_is_told_to_come_later",
     "tests/test_servers.py::test_ordinary_requests_are_answered_beside_200_streams",
     "tests/test_servers.py::test_a_client_that_comes_back_gets_what_it_missed_and_goes_on",
@@ -159,7 +160,7 @@ def cells() -> list[Cell]:
             is_quick=True,
         )
     )
-    workers = "gunicorn and not gunicorn-asgi"
+    workers = "(gunicorn and not gunicorn-asgi) or holds_a_sync_worker"
     greenlets = "gunicorn-gevent or test_greenlets or under_gevent or gevents_hub"
     found += [
         Cell("gunicorn, current", *BASE, (*SERVERS, *WORKERS), workers),
