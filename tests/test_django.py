@@ -314,6 +314,7 @@ def test_asgi_head_ends_at_once(name):
 def test_each_stream_counts_once_against_the_limit_of_clients(script):
     script(
         """
+import gc
 import django
 from django.conf import settings
 settings.configure(SSE_CHANNEL={"MAX_CLIENTS": 2, "BUS": "memory://"}, SECRET_KEY="only for tests")
@@ -353,7 +354,9 @@ two = [respond(), respond()]
 assert all(first != LATER for _, first in two)
 assert respond()[1] == LATER
 del two
-# Or when nobody holds it.
+# Or when nobody holds it. On Python 3.10 an error within Django's handling of connections does, in a
+# cycle.
+gc.collect()
 assert respond()[1] != LATER
 """
     )
