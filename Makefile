@@ -10,11 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help build demo test fuzz soak lint bench clean
-=======
-.PHONY: help build demo test matrix soak lint bench clean
->>>>>>> matrix
+.PHONY: help build demo test fuzz matrix soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,13 +34,11 @@ test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: AR
 	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
 	$(BIN)/python -m pytest $(ARGS)
 
-<<<<<<< HEAD
 fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
 	$(PYTHON) scripts/fuzz.py $(ARGS)
-=======
+
 matrix: $(VENV)/.demo ## One wheel with each Python, Django, server, gevent and Redis (ARGS="--quick")
 	$(BIN)/python scripts/matrix.py $(ARGS)
->>>>>>> matrix
 
 soak: build $(VENV)/.test ## Kill publishers, workers and Redis at random, for minutes
 	$(BIN)/python -m pytest -m soak --timeout 600 -s $(ARGS)
