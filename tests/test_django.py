@@ -354,8 +354,8 @@ two = [respond(), respond()]
 assert all(first != LATER for _, first in two)
 assert respond()[1] == LATER
 del two
-# Or when nobody holds it. On Python 3.10 an error within Django's handling of connections does, in a
-# cycle.
+# Or when nobody holds it. On Python 3.10 an error within Django's handling of connections does, in
+# a cycle.
 gc.collect()
 assert respond()[1] != LATER
 """
