@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 
+use bytes::Bytes;
 use url::form_urlencoded;
 
 use crate::event::Event;
@@ -18,6 +19,26 @@ pub const OWN: &str = "sse_channel.";
 
 /// Events of the control channel that are remembered: one that was missed is read back.
 const HISTORY: usize = 100;
+
+/// What came on a channel of the library's own, to be looked at after the hub's lock.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<Vec<Arc<Event>>>);
+
+impl Told {
+    /// Keeps an event; does not wait.
+    pub fn put(&self, passed: Passed) {
+        if let Passed::Event { event, .. } = passed {
+            lock(&self.0).push(event);
+        }
+    }
+
+    /// The texts of all that came. What is done with them may need the hub's lock, under which
+    /// others put: so none of it is done with this one.
+    pub fn take(&self) -> impl Iterator<Item = Bytes> + use<> {
+        let told = std::mem::take(&mut *lock(&self.0));
+        told.into_iter().filter_map(|event| event.data.clone())
+    }
+}
 
 /// The streams that are to be disconnected: those that match all that is named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,8 +81,7 @@ impl Revocation {
 pub struct Control {
     hub: Weak<Hub>,
     offload: Weak<Offload>,
-    /// Told and not yet done. Held for a push, also under the hub's lock.
-    told: Mutex<Vec<Arc<Event>>>,
+    told: Told,
     done: AtomicU64,
 }
 
@@ -71,7 +91,7 @@ impl Control {
         let control = Arc::new(Control {
             hub: Arc::downgrade(hub),
             offload: Arc::downgrade(offload),
-            told: Mutex::default(),
+            told: Told::default(),
             done: AtomicU64::new(0),
         });
         hub.add_own(CHANNEL, HISTORY, &(Arc::clone(&control) as _));
@@ -86,16 +106,12 @@ impl Control {
 
 impl Outlet for Control {
     fn put(&self, passed: Passed) {
-        if let Passed::Event { event, .. } = passed {
-            lock(&self.told).push(event);
-        }
+        self.told.put(passed);
     }
 
     fn ring(&self) {
-        // In a statement of its own: a guard in the loop's head would be held through the loop.
-        let told = std::mem::take(&mut *lock(&self.told));
-        for event in told {
-            let told = event.data.as_deref().and_then(Revocation::parse);
+        for text in self.told.take() {
+            let told = Revocation::parse(&text);
             let (Some(revocation), Some(hub)) = (told, self.hub.upgrade()) else { continue };
             self.done.fetch_add(1, Relaxed);
             revoke(&hub, self.offload.upgrade().as_deref(), revocation.channel, revocation.user);

@@ -13,8 +13,8 @@ use url::form_urlencoded;
 
 use crate::bus::{Bus, Publication};
 use crate::clients::Slot;
-use crate::control;
-use crate::event::{Event, Format};
+use crate::control::{self, Told};
+use crate::event::Format;
 use crate::event_id::now_ms;
 use crate::frame::{Body, Fields};
 use crate::host::{ProcessFigures, REFUSALS};
@@ -95,8 +95,7 @@ pub struct Respondent {
     bus: Weak<dyn Bus>,
     offload: Weak<Offload>,
     began: Instant,
-    /// Asked and not yet answered. Held for a push, also under the hub's lock.
-    asked: Mutex<Vec<Arc<Event>>>,
+    asked: Told,
 }
 
 impl Respondent {
@@ -107,7 +106,7 @@ impl Respondent {
             bus: Arc::downgrade(bus),
             offload: Arc::downgrade(offload),
             began: Instant::now(),
-            asked: Mutex::default(),
+            asked: Told::default(),
         });
         hub.add_own(QUESTIONS, HISTORY, &(respondent as _));
     }
@@ -154,16 +153,12 @@ impl Respondent {
 
 impl Outlet for Respondent {
     fn put(&self, passed: Passed) {
-        if let Passed::Event { event, .. } = passed {
-            lock(&self.asked).push(event);
-        }
+        self.asked.put(passed);
     }
 
     fn ring(&self) {
-        // In a statement of its own: a guard in the loop's head would be held through the loop.
-        let asked = std::mem::take(&mut *lock(&self.asked));
-        for event in asked {
-            if let Some(question) = event.data.as_deref().and_then(Question::parse) {
+        for text in self.asked.take() {
+            if let Some(question) = Question::parse(&text) {
                 self.answer(question);
             }
         }

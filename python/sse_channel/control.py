@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -12,7 +13,7 @@ from .event import check_text
 if TYPE_CHECKING:
     from .channel import SSEChannel
 
-__all__ = ["disconnect", "user_key"]
+__all__ = ["disconnect", "tell", "user_key"]
 
 
 def disconnect(*, user: object = None, channel: SSEChannel | str | None = None) -> None:
@@ -42,15 +43,20 @@ def disconnect(*, user: object = None, channel: SSEChannel | str | None = None) 
         raise ValueError("a private channel is this process's alone; call its own disconnect()")
     check_text(name, "channel")
     of = {"user": None if user is None else user_key(user), "channel": name}
-    in_force = options()
-    _sse_channel.Channel(_sse_channel.CONTROL_CHANNEL, 100).publish(
-        urlencode({part: text for part, text in of.items() if text is not None}),
-        json=False,
-        event="disconnect",
+    text = urlencode({part: text for part, text in of.items() if text is not None})
+    tell(_sse_channel.Channel(_sse_channel.CONTROL_CHANNEL, 100), text, event="disconnect")
+
+
+def tell(channel: _sse_channel.Channel, text: str, *, event: str, json: bool = False) -> None:
+    """Publish on a channel of the library's own, whatever the project's events are limited to."""
+    channel.publish(
+        text,
+        json=json,
+        event=event,
         retry=None,
         comment=None,
-        limit=in_force.max_event_bytes,
-        timeout=in_force.publish_timeout,
+        limit=sys.maxsize,
+        timeout=options().publish_timeout,
         message=None,
     )
 

@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl
 from . import _sse_channel
 from .channel import SSEChannel
 from .config import options
+from .control import tell
 from .event import Event
 from .queue import ClientQueue
 from .survey import Key, Survey, key_of
@@ -159,7 +160,7 @@ class Monitor:
                 self._show(sample)
 
     def _show(self, sample: dict[str, Any]) -> None:
-        _publish(self.channel._core, sample)
+        tell(self.channel._core, _text(sample), event="sample", json=True)
 
 
 def _lasting(sample: dict[str, Any]) -> dict[str, Any]:
@@ -169,20 +170,6 @@ def _lasting(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _text(message: Any) -> str:
     return json.dumps(message, separators=(",", ":"))
-
-
-def _publish(channel: _sse_channel.Channel, sample: dict[str, Any]) -> None:
-    # Whatever the project's own events are limited to.
-    channel.publish(
-        _text(sample),
-        json=True,
-        event="sample",
-        retry=None,
-        comment=None,
-        limit=1 << 62,
-        timeout=options().publish_timeout,
-        message=None,
-    )
 
 
 class _Exchange:
@@ -201,8 +188,8 @@ class _Exchange:
         self._orders = ClientQueue(10_000, "drop_oldest")
         #: Users who were disconnected, and when that is to be done once more.
         self._revoked: list[tuple[str, float]] = []
-        self._survey: Survey | None = None
-        self._sampler = Sampler()
+        #: While it is this one's turn.
+        self._asking: tuple[Survey, Sampler] | None = None
         # Of those who miss a sample, one is the first to see to it.
         self._patience = _EVERY + 0.7 + random.random() / 2
         # Nor do all begin that were asked at one time.
@@ -244,7 +231,7 @@ class _Exchange:
             return None
         if sample["by"] < self._own:
             self._rest()
-        if self._survey is None:
+        if self._asking is None:
             self._due = time.monotonic() + self._patience
         return sample
 
@@ -262,13 +249,13 @@ class _Exchange:
         return users
 
     def _take_sample(self) -> None:
-        if self._survey is None:
-            self._survey = Survey()
-            self._sampler = Sampler()
-            self._sampler.take(self._survey)
+        if self._asking is None:
+            self._asking = survey, sampler = Survey(), Sampler()
             # Something to compare with.
+            sampler.take(survey)
             time.sleep(_FIRST)
-        sample = self._sampler.take(self._survey)
+        survey, sampler = self._asking
+        sample = sampler.take(survey)
         # In the middle of a second, so that each has one sample, whatever the delays.
         self._due = time.monotonic() + 1.0 - (time.time() + 0.5) % 1.0
         if sample is None:
@@ -277,13 +264,13 @@ class _Exchange:
             # Another one was quicker.
             self._rest()
             return
-        _publish(self._channel, {**sample, "by": self._own})
+        tell(self._channel, _text({**sample, "by": self._own}), event="sample", json=True)
 
     def _rest(self) -> None:
         """Leave it to another one."""
-        if self._survey is not None:
-            self._survey.close()
-            self._survey = None
+        if self._asking is not None:
+            self._asking[0].close()
+            self._asking = None
 
 
 def _take(queue: ClientQueue, timeout: float = 0.0) -> Any:
