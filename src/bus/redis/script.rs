@@ -24,12 +24,12 @@ const MOST_EVENTS: usize = 1_000_000_000;
 /// Ten years: Redis refuses an expiry that overflows.
 const LONGEST_AGE: u64 = 315_360_000_000;
 
-/// Orders, stores and announces one event, and gives its id and how many were told. The first write is the one that
-/// Redis refuses when it is full: then nothing is done.
+/// Orders, stores and announces one event, and gives its id and how many were told. The first write
+/// is the one that Redis refuses when it is full: then nothing is done.
 ///
 /// A sequence number that is not above the producer's last was here before, by a connection that
-/// was given up: it gets the id from then, alone. So a publication lands once, and late bytes of a dead
-/// connection cannot undo the order.
+/// was given up: it gets the id from then, alone. So a publication lands once, and late bytes of a
+/// dead connection cannot undo the order.
 pub const PUBLISH: &str = r"
 local stream, state = KEYS[1], KEYS[2]
 local producer, sequence = ARGV[1], tonumber(ARGV[2])
