@@ -122,6 +122,34 @@ def test_processes_of_other_hosts_add_up_with_those_of_this_one():
     assert rows == [("here", 1, 5), ("there", 1, 5), ("there", 2, 5)]
 
 
+def events_of_looks(*looks: tuple[int, int]) -> list[float]:
+    """The events of one channel, look by look, from what was published and received by then."""
+    sampler = Sampler()
+    events = []
+    for second, (published, received) in enumerate([(0, 0), *looks]):
+        its = facts({"a": {"published": published, "received": received}}, sockets=1)
+        worker = facts({"a": {"received": received}}, sockets=1)
+        sample = sampler.digest(view(its, p1=worker), [], None, float(second))
+        if sample is not None:
+            assert sample["channels"][0]["events"] == sample["series"]["events"]
+            events.append(sample["series"]["events"])
+    return events
+
+
+def test_an_event_that_is_seen_to_arrive_before_its_publication_is_counted_is_one():
+    assert events_of_looks((24, 25), (25, 25), (26, 26)) == [25, 0, 1]
+
+
+def test_an_event_whose_publication_is_counted_before_it_is_seen_to_arrive_is_one():
+    assert events_of_looks((25, 24), (25, 25), (26, 26)) == [25, 0, 1]
+    # Nobody listens to what comes first.
+    assert events_of_looks((25, 0), (50, 0), (51, 1)) == [25, 25, 1]
+
+
+def test_events_of_this_host_and_of_others_add_up():
+    assert events_of_looks((0, 10), (0, 20), (5, 35), (5, 45)) == [10, 10, 15, 10]
+
+
 def test_two_processes_of_one_name_and_number_are_two():
     sampler = Sampler()
     own = facts({"a": {"delivered": 100}}, sockets=3)
@@ -355,11 +383,17 @@ def test_the_samples_of_three_workers_add_up(tmp_path, kind, bus):
         assert counted("deliveries") == 20 * 6 + 5 * 3
         assert counted("events") == 25
         assert counted("dropped") == 0
-        sample = newest()
+        pids = {process.pid for process in server.workers}
+
+        def settled() -> dict[str, Any] | None:
+            # The publishers are in the samples of their time, too.
+            sample = newest()
+            return sample if {row["process"] for row in sample["processes"]} == pids else None
+
+        sample = until(settled, "the workers alone")
         assert [channel["name"] for channel in sample["channels"]] == ["a", "b"]
         assert [channel["clients"][held_as] for channel in sample["channels"]] == [6, 3]
         workers = {row["process"]: row for row in sample["processes"]}
-        assert workers.keys() == {process.pid for process in server.workers}
         assert all(row["memory"] > 1e6 and row["silent"] == 0 for row in workers.values())
         assert any(
             delay["p50"] <= delay["p90"] <= delay["p99"] < 30

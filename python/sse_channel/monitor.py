@@ -310,6 +310,7 @@ class Sampler:
         self._processes: dict[Key, _Process] = {}
         self._host: dict[str, Any] | None = None
         self._taken_at: float | None = None
+        self._due: dict[str, _Due] = {}
 
     def take(self, survey: Survey) -> dict[str, Any] | None:
         """Ask all processes, and give a sample of what happened since the last look.
@@ -371,7 +372,17 @@ class Sampler:
         if is_first:
             return None
         present = [its for its in processes.values() if now - its.seen_at < _LATE]
-        channels = _channels(happened, received)
+        channels = _channels(happened)
+        self._due = {
+            its["name"]: _count_once(
+                its,
+                received.get(its["name"], 0.0),
+                self._due.get(its["name"], _Due(0.0, 0.0)),
+                elapsed,
+            )
+            for its in channels
+        }
+        channels.sort(key=_size)
         rates = {rate: sum(part.rates[rate] for part in happened) for rate in _RATES.values()}
         # What other hosts published by processes without streams is seen where it arrives.
         rates["events"] += sum(its["events"] for its in channels) - sum(
@@ -532,7 +543,7 @@ def _sums(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return sums
 
 
-def _channels(happened: Iterable[_Happened], received: Mapping[str, float]) -> list[dict[str, Any]]:
+def _channels(happened: Iterable[_Happened]) -> list[dict[str, Any]]:
     channels: dict[str, dict[str, Any]] = {}
     for its in (channel for part in happened for channel in part.channels):
         known = channels.get(its["name"])
@@ -542,13 +553,34 @@ def _channels(happened: Iterable[_Happened], received: Mapping[str, float]) -> l
         known["clients"] = _sums((known["clients"], its["clients"]))
         for rate in _RATES.values():
             known[rate] += its[rate]
-    for name, its in channels.items():
-        its["events"] = max(its["events"], received.get(name, 0.0))
+    return list(channels.values())
 
-    def size(channel: dict[str, Any]) -> tuple[Any, ...]:
-        return (-sum(channel["clients"].values()), -channel["deliveries"], channel["name"])
 
-    return sorted(channels.values(), key=size)
+class _Due(NamedTuple):
+    """Events of a channel that a sample has, and that one of two counts has yet to show."""
+
+    published: float
+    received: float
+
+
+def _count_once(its: dict[str, Any], received: float, due: _Due, seconds: float) -> _Due:
+    """Set a channel's rate of events to what was published, or arrived from elsewhere.
+
+    An event is counted where it is published and where it arrives, and a look may fall between the
+    two: it is then in this sample by one count, and must not be in the next by the other. What is
+    due is not due for longer, since events of other hosts never show where they were published.
+    """
+    shown = _Due(
+        its["events"] * seconds - due.published,
+        received * seconds - due.received,
+    )
+    count = max(0.0, *shown)
+    its["events"] = count / seconds
+    return _Due(*(min(count - each, count) for each in shown))
+
+
+def _size(channel: dict[str, Any]) -> tuple[Any, ...]:
+    return (-sum(channel["clients"].values()), -channel["deliveries"], channel["name"])
 
 
 def _slowest(answers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
