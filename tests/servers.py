@@ -8,6 +8,7 @@ import fcntl
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import h11
 import psutil
@@ -404,10 +405,15 @@ class Stream(asyncio.Protocol):
     """One open event stream: the head of its response, and what was received so far.
 
     It is read by a loop in another thread: its lists only grow, and can be read at any time.
+    A slow one reads for a moment, and then nothing for `stall` seconds, over and over.
     """
 
-    def __init__(self, path: str, headers: dict[str, str]) -> None:
+    READS_FOR = 0.5  # seconds, of a slow one
+    BUFFER = 16 << 10  # bytes that the system may receive for a slow one
+
+    def __init__(self, path: str, headers: dict[str, str], *, stall: float = 0.0) -> None:
         loop = asyncio.get_running_loop()
+        self._stall = stall
         self.status: int | None = None
         self.headers: dict[str, str] = {}  # the names in lower case
         self.events: list[Event] = []
@@ -438,6 +444,10 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        if self._stall:
+            taken = transport.get_extra_info("socket")
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.BUFFER)
+            self._read_for_a_moment()
         transport.write(self._http.send(self._request) + self._http.send(h11.EndOfMessage()))
 
     def data_received(self, data: bytes) -> None:
@@ -452,6 +462,16 @@ class Stream(asyncio.Protocol):
 
     def close(self) -> None:
         self._transport.close()
+
+    def _read_for_a_moment(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            asyncio.get_running_loop().call_later(self.READS_FOR, self._read_nothing)
+
+    def _read_nothing(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(self._stall, self._read_for_a_moment)
 
     def _read(self) -> None:
         while not self.is_ended:
@@ -612,11 +632,14 @@ class Follower:
 
     PAUSE = 0.02  # seconds until it comes back
 
-    def __init__(self, server: Server, path: str, last_event_id: str) -> None:
+    def __init__(
+        self, server: Server | Relay, path: str, last_event_id: str, stall: float = 0.0
+    ) -> None:
         self.streams: list[Stream] = []
         self.last_event_id = last_event_id
         self.failures: list[str] = []  # what a server that is merely restarted does not answer
         self.is_connected = False
+        self.stall = stall
         self._server = server
         self._path = path
 
@@ -659,7 +682,7 @@ class Follower:
         """Follow, until cancelled."""
         while True:
             headers = {"Last-Event-ID": self.last_event_id} if self.last_event_id else {}
-            stream = Stream(self._path, headers)
+            stream = Stream(self._path, headers, stall=self.stall)
             with contextlib.suppress(OSError):
                 await asyncio.get_running_loop().create_connection(
                     lambda stream=stream: stream, HOST, self._server.port
@@ -681,10 +704,19 @@ class Follower:
 
 @contextlib.contextmanager
 def follow(
-    server: Server, count: int, path: str = "/news/events/", *, last_event_id: str = ""
+    server: Server | Relay,
+    count: int,
+    path: str = "/news/events/",
+    *,
+    last_event_id: str = "",
+    stalls: Sequence[float] = (),
 ) -> Iterator[list[Follower]]:
-    """`count` followers of `path`, connected to begin with."""
-    followers = [Follower(server, path, last_event_id) for _ in range(count)]
+    """`count` followers of `path`, connected to begin with.
+
+    The first of them are slow: each stalls for as long as its part of `stalls` says.
+    """
+    all_stalls = [*stalls, *[0.0] * (count - len(stalls))]
+    followers = [Follower(server, path, last_event_id, stall) for stall in all_stalls]
     loop = LoopThread()
 
     async def start() -> None:
@@ -699,10 +731,17 @@ def follow(
         loop.stop()
 
 
+class HasPort(Protocol):
+    """What listens on a port of this machine: a server, or who is one at the moment."""
+
+    @property
+    def port(self) -> int: ...
+
+
 class Relay:
     """A port in front of a server, whose connections can be cut."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: HasPort) -> None:
         self._server = server
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = LoopThread()
@@ -711,13 +750,19 @@ class Relay:
     async def _listen(self) -> None:
         self._lets_through = asyncio.Event()
         self._lets_through.set()
-        self._listener = await asyncio.start_server(self._relay, HOST, 0)
-        self.url = f"http://{HOST}:{self._listener.sockets[0].getsockname()[1]}"
+        self._listener = await asyncio.start_server(self._relay, HOST, 0, backlog=1000)
+        self.port: int = self._listener.sockets[0].getsockname()[1]
+        self.url = f"http://{HOST}:{self.port}"
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         await self._lets_through.wait()
-        from_server, to_server = await asyncio.open_connection(HOST, self._server.port)
+        try:
+            from_server, to_server = await asyncio.open_connection(HOST, self._server.port)
+        except OSError:  # it is away
+            writer.transport.abort()
+            self._writers.discard(writer)
+            return
         self._writers.add(to_server)
         await asyncio.gather(self._pump(reader, to_server), self._pump(from_server, writer))
 
@@ -738,6 +783,18 @@ class Relay:
                 writer.transport.abort()
 
         self._loop.run(cut())
+
+    def cut_one(self, chance: random.Random) -> bool:
+        """Cut a connection on one of its sides; whether there was any."""
+
+        async def cut() -> bool:
+            # In an order that does not change from run to run.
+            writers = sorted(self._writers, key=lambda each: str(each.get_extra_info("sockname")))
+            if writers:
+                chance.choice(writers).transport.abort()
+            return bool(writers)
+
+        return self._loop.run(cut())
 
     def mend(self) -> None:
         """Let connections through again."""

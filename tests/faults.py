@@ -1,0 +1,550 @@
+"""What goes wrong in production, done on purpose to real workers, publishers and buses.
+
+`scripts/faults.py` runs them for a report, `test_faults.py` in short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from json import JSONDecodeError
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from delivery import Publishers, Submitter, Tally, tally
+from parts import missing
+from redis_server import RedisServer
+from servers import (
+    HOST,
+    WORKERS_KINDS,
+    Follower,
+    Relay,
+    Server,
+    follow,
+    run_python,
+    until,
+    worker_options,
+)
+
+FOLLOWERS = 30
+PUBLISHERS = 3
+WORKERS = 3
+SLOW = 0.3  # of the followers
+ALL_WITHIN = 120  # seconds until the last event is with all, on a machine in a hurry
+
+
+# --- The buses ------------------------------------------------------------------------------------
+
+
+class Local:
+    """The bus of one host."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.url = f"local://{directory}/bus"
+
+    def close(self) -> None:
+        pass
+
+
+class SmallLocal(Local):
+    """The same on a file system of its own, that is soon full."""
+
+    BYTES = 8 << 20
+
+    def __init__(self, directory: Path) -> None:
+        self.place = directory / "small"
+        self.place.mkdir()
+        if os.getuid() != 0:
+            missing("root, to mount a small file system")
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={self.BYTES},mode=700", "tmpfs"]
+        if subprocess.run([*mount, str(self.place)], capture_output=True).returncode != 0:
+            missing("the right to mount a small file system")
+        super().__init__(self.place)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.place)], check=True)
+
+
+class Redis:
+    """A Redis of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = RedisServer(directory / "redis")
+        self.server.start()
+        self.url = self.server.url()
+
+    def close(self) -> None:
+        self.server.close()
+
+
+class RedisPair:
+    """A primary and its replica behind one address, as of a load balancer or a service."""
+
+    def __init__(self, directory: Path) -> None:
+        self._numbers = itertools.count()
+        self._directory = directory
+        self._primary = self._new()
+        self._replica = self._new()
+        self._relay = Relay(self)
+        self.url = f"redis://{HOST}:{self._relay.port}/0"
+        self._replicate()
+
+    @property
+    def port(self) -> int:
+        """That of the primary."""
+        return self._primary.port
+
+    def _new(self) -> RedisServer:
+        # The primary keeps for the replica what it has not taken yet.
+        server = RedisServer(self._directory / f"redis-{next(self._numbers)}")
+        server.start()
+        return server
+
+    def _replicate(self) -> None:
+        self._replica.call("REPLICAOF", HOST, self.port)
+
+        def is_in_step() -> bool:
+            # Told as bytes, one fact a line.
+            return b"master_link_status:up" in self._replica.call("INFO", "replication")
+
+        until(is_in_step, "the replica has all that the primary has")
+
+    def fail_over(self) -> None:
+        """Kill the primary (-9), and have its replica be the primary; another is the replica."""
+        self._primary.kill()
+        self._relay.cut()
+        self._replica.call("REPLICAOF", "NO", "ONE")
+        self._primary, self._replica = self._replica, self._primary
+        self._relay.mend()
+        self._replica.close()
+        self._replica = self._new()
+        self._replicate()
+
+    def close(self) -> None:
+        self._relay.close()
+        self._primary.close()
+        self._replica.close()
+
+
+Bus = Local | SmallLocal | Redis | RedisPair
+
+
+# --- The scene ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scene:
+    """What a fault happens to."""
+
+    server: Server
+    bus: Bus
+    followers: Sequence[Follower]
+    publishers: Publishers
+    #: In front of the server; followers come through it.
+    relay: Relay
+    chance: random.Random
+    clock: Clock | None
+
+    @property
+    def redis(self) -> RedisServer:
+        assert isinstance(self.bus, Redis)
+        return self.bus.server
+
+    def some_worker(self) -> psutil.Process | None:
+        """One of the workers, if all are there."""
+        workers = self.server.workers
+        return self.chance.choice(workers) if len(workers) >= WORKERS else None
+
+
+Blow = Callable[[Scene], bool]
+
+
+def kill_a_worker(scene: Scene) -> bool:
+    worker = scene.some_worker()
+    if worker is not None:
+        worker.kill()
+    return worker is not None
+
+
+def kill_a_publisher(scene: Scene) -> bool:
+    return scene.publishers.kill_one(scene.chance)
+
+
+def kill_redis(scene: Scene) -> bool:
+    scene.redis.kill()
+    scene.redis.start()
+    return True
+
+
+def empty_redis(scene: Scene) -> bool:
+    scene.redis.kill()
+    scene.redis.forget()
+    scene.redis.start()
+    return True
+
+
+def pause_redis(scene: Scene) -> bool:
+    scene.redis.signal(signal.SIGSTOP)
+    time.sleep(scene.chance.uniform(0.5, 3))
+    scene.redis.signal(signal.SIGCONT)
+    return True
+
+
+def fill_redis(scene: Scene) -> bool:
+    scene.redis.call("CONFIG", "SET", "maxmemory", 1)
+    time.sleep(1)
+    scene.redis.call("CONFIG", "SET", "maxmemory", 0)
+    return True
+
+
+def fail_over(scene: Scene) -> bool:
+    assert isinstance(scene.bus, RedisPair)
+    scene.bus.fail_over()
+    return True
+
+
+def fill_the_disk(scene: Scene) -> bool:
+    assert isinstance(scene.bus, SmallLocal)
+    filler = scene.bus.place / "filler"
+    end = time.monotonic() + 1.5
+    with filler.open("wb", buffering=0) as file:
+        # What the store lets go of is taken, too.
+        while time.monotonic() < end:
+            try:
+                file.write(b"x" * 4096)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                time.sleep(0.01)
+    filler.unlink()
+    return True
+
+
+def set_the_clock_back(scene: Scene) -> bool:
+    assert scene.clock is not None
+    scene.clock.set_back(scene.chance.choice([0.5, 30, 3600, 86400]))
+    return True
+
+
+def take_all_descriptors(scene: Scene) -> bool:
+    """Leave each worker a few more descriptors than it has, and ask for many."""
+    workers = scene.server.workers
+    with ExitStack() as stack:
+        for worker in workers:
+            limits = worker.rlimit(psutil.RLIMIT_NOFILE)
+            fewer = (worker.num_fds() + 8, limits[1])
+            worker.rlimit(psutil.RLIMIT_NOFILE, fewer)
+            stack.callback(_if_there, worker.rlimit, psutil.RLIMIT_NOFILE, limits)
+        for _ in range(60):
+            client = stack.enter_context(socket.create_connection((HOST, scene.server.port), 5))
+            client.sendall(b"GET /news/events/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1)
+    return True
+
+
+def take_all_memory(scene: Scene) -> bool:
+    """Leave a worker a few MB more than it has, and publish what needs more than that."""
+    worker = scene.some_worker()
+    if worker is None:
+        return False
+    limits = worker.rlimit(psutil.RLIMIT_AS)
+    worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms + (4 << 20), limits[1]))
+    run_python("-c", _LARGE, environment=scene.server.environment)
+    time.sleep(0.5)
+    _if_there(worker.rlimit, psutil.RLIMIT_AS, limits)
+    return True
+
+
+_LARGE = """
+from sse_channel import sse_channel
+for n in range(20):
+    sse_channel.publish({"large": n, "text": "x" * 500_000})
+"""
+
+
+def cut_a_connection(scene: Scene) -> bool:
+    return scene.relay.cut_one(scene.chance)
+
+
+def reload(scene: Scene) -> bool:
+    scene.server.master.send_signal(signal.SIGHUP)
+    return True
+
+
+def wait(scene: Scene) -> bool:
+    return True
+
+
+def _if_there(do: Callable[..., object], *arguments: object) -> None:
+    """Do something to a process that may have ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        do(*arguments)
+
+
+class Clock:
+    """A clock for processes that are started with its environment, which can be set back."""
+
+    def __init__(self, directory: Path) -> None:
+        found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+        if not found:
+            missing("Debian's package faketime")
+        self._file = directory / "clock"
+        self._offset = 0.0
+        self.set_back(0)
+        self.environment = {
+            "LD_PRELOAD": str(found[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def set_back(self, seconds: float) -> None:
+        """Set it back, by seconds."""
+        self._offset -= seconds
+        # Renamed into place, so that nobody reads half of it.
+        written = self._file.with_suffix(".new")
+        written.write_text(f"{self._offset:+f}")
+        written.replace(self._file)
+
+
+# --- The faults -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, over and over, to which bus."""
+
+    name: str
+    blows: Sequence[Blow]
+    buses: Sequence[type[Bus]]
+    #: Seconds between two blows, at the least and at the most.
+    pause: tuple[float, float] = (0.05, 0.6)
+    #: The workers that it is for, without any wish.
+    kinds: Sequence[str] = ("gunicorn-sync-3",)
+    #: How often each blow must have hit.
+    least: int = 2
+    clock: bool = False
+    #: Length of a text in each event.
+    padding: int = 0
+    #: For how many seconds each slow follower reads nothing.
+    stall: float = 0.0
+    options: Mapping[str, object] = field(default_factory=dict)
+    #: Answers that clients may get: there is nothing else to answer them.
+    may_fail: bool = False
+    #: Whether it must have come to errors, or it was no fault at all.
+    refuses: bool = False
+
+
+_BOTH: tuple[type[Bus], ...] = (Local, Redis)
+
+FAULTS = [
+    Fault("kill -9 of workers and publishers", (kill_a_worker, kill_a_publisher), (Local,),
+          kinds=WORKERS_KINDS),
+    Fault("kill -9 of workers, publishers and Redis",
+          (kill_a_worker, kill_a_publisher, kill_redis), (Redis,), kinds=WORKERS_KINDS),
+    Fault("Redis is paused (SIGSTOP)", (pause_redis,), (Redis,), pause=(0.5, 1)),
+    Fault("Redis is restarted empty", (empty_redis,), (Redis,), pause=(1, 2)),
+    Fault("Redis fails over to its replica", (fail_over,), (RedisPair,), pause=(0.5, 1)),
+    Fault("Redis is full", (fill_redis,), (Redis,), pause=(0.5, 1), refuses=True),
+    Fault("the disk is full", (fill_the_disk,), (SmallLocal,), pause=(0.5, 1), refuses=True,
+          options={"history_bytes": 1 << 20}),
+    Fault("the clock is set back", (set_the_clock_back,), _BOTH, pause=(0.5, 1.5), clock=True),
+    Fault("descriptors run out", (take_all_descriptors,), _BOTH, pause=(0.5, 1), may_fail=True),
+    Fault("memory runs out", (take_all_memory,), _BOTH, pause=(0.5, 1), may_fail=True),
+    Fault("a proxy cuts connections", (cut_a_connection,), _BOTH, pause=(0.01, 0.1), least=50),
+    Fault("30% of the clients are slow", (wait,), _BOTH, stall=3, padding=1000,
+          options={"backlog_bytes": 64 << 10}, pause=(0.5, 1)),
+    Fault("a reload (HUP) every five seconds", (reload,), _BOTH, pause=(5, 5)),
+]  # fmt: skip
+
+
+class Usage(NamedTuple):
+    """What the workers take: one, in the mean."""
+
+    memory: float  # bytes that are its own
+    descriptors: float
+
+
+def usage(server: Server) -> Usage:
+    def measured() -> Usage | None:
+        try:
+            workers = server.workers
+            memory = [worker.memory_full_info().uss for worker in workers]
+            descriptors = [worker.num_fds() for worker in workers]
+        except psutil.NoSuchProcess:
+            return None
+        if len(workers) != WORKERS:
+            return None
+        return Usage(sum(memory) / WORKERS, sum(descriptors) / WORKERS)
+
+    return until(measured, f"{WORKERS} workers")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fault did."""
+
+    fault: Fault
+    kind: str
+    bus: str
+    blows: Mapping[str, int]
+    seconds: float
+    tally: Tally
+    before: Usage
+    after: Usage
+    log: str
+
+    @property
+    def problems(self) -> list[str]:
+        """What should not be, in words."""
+        tally = self.tally
+        found = []
+        if not tally.is_perfect:
+            found.append(
+                f"{tally.lost} lost, {tally.doubled} doubled, {tally.disordered} out of order"
+            )
+        if tally.failures and not self.fault.may_fail:
+            found.append(f"answered {Counter(tally.failures)}")
+        if self.fault.refuses and not tally.refused:
+            found.append("nothing was refused: the fault did not come to pass")
+        if "panicked" in self.log:
+            found.append("a panic is in the log")
+        return found
+
+
+def run(
+    fault: Fault, bus_type: type[Bus], kind: str, *, seconds: float, chance: random.Random
+) -> Outcome:
+    """Have it happen for so many seconds, and longer until each blow has hit often enough.
+
+    Raises:
+        AssertionError: a follower did not get the last event, or a process ended by itself.
+    """
+    with ExitStack() as stack:
+        # Not in pytest's directory: the path of a Unix socket has room for 107 bytes.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sse-")))
+        clock = Clock(directory) if fault.clock else None
+        with environment(clock.environment if clock else {}):
+            bus = stack.enter_context(contextlib.closing(bus_type(directory)))
+        options = {**worker_options(kind), **fault.options}
+        server = Server(kind, directory, bus=bus.url, **options)
+        server.environment.update(clock.environment if clock else {})
+        stack.enter_context(server)
+        until(lambda: len(server.workers) == WORKERS, "the workers")
+        relay = stack.enter_context(contextlib.closing(Relay(server)))
+        stalls = [fault.stall] * round(FOLLOWERS * SLOW) if fault.stall else []
+        followers = stack.enter_context(follow(relay, FOLLOWERS, stalls=stalls))
+        publishers = Publishers(directory / "published", server.environment, padding=fault.padding)
+        stack.callback(publishers.stop)
+        for _ in range(PUBLISHERS):
+            publishers.start()
+        submitter = Submitter(server)
+        stack.callback(submitter.stop)
+        until(lambda: all(f.count >= 100 for f in followers if not f.stall), "the first events")
+        before = usage(server)
+
+        scene = Scene(server, bus, followers, publishers, relay, chance, clock)
+        blows: Counter[str] = Counter()
+        began = time.monotonic()
+        while (
+            time.monotonic() < began + seconds
+            or min(blows[blow.__name__] for blow in fault.blows) < fault.least
+        ):
+            assert time.monotonic() < began + seconds + 120, f"too few of {fault}: {blows}"
+            time.sleep(chance.uniform(*fault.pause))
+            blow = chance.choice(fault.blows)
+            blows[blow.__name__] += blow(scene)
+        took = time.monotonic() - began
+
+        publishers.stop()
+        submitter.stop()
+        last = last_article(server)
+        for follower in followers:
+            follower.stall = 0.0
+        until(
+            lambda: all(has_article(follower, last) for follower in followers),
+            "the last article for each follower",
+            within=ALL_WITHIN,
+        )
+        until(lambda: all(f.is_connected for f in followers), "all followers are there")
+        submitter.accepted.append(last)
+        result = tally(followers, publishers.published(), submitter)
+        after = usage(server)
+        return Outcome(
+            fault,
+            kind,
+            bus_type.__name__,
+            dict(blows),
+            took,
+            result,
+            before,
+            after,
+            server.output(),
+        )
+
+
+@contextlib.contextmanager
+def environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started meanwhile have `more` in their environment."""
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name in more:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def last_article(server: Server) -> int:
+    """The id of an article that comes after everything else."""
+    found: list[int] = []
+
+    def is_published() -> bool:
+        with contextlib.suppress(OSError, HTTPException, JSONDecodeError, AssertionError):
+            # Not answered so by a worker that has just been killed.
+            found.append(server.publish("The last article")["id"])
+        return bool(found)
+
+    until(is_published, "an article is accepted")
+    return found[0]
+
+
+def has_article(follower: Follower, article: int) -> bool:
+    if not follower.streams:
+        return False
+    return any(f'"id":{article},' in event.data for event in follower.streams[-1].events[-2:])
+
+
+def conditions() -> str:
+    """Where it ran, for a report."""
+    redis = shutil.which("redis-server")
+    said = (
+        subprocess.run([redis, "--version"], capture_output=True, text=True).stdout if redis else ""
+    )
+    version = next((word[2:] for word in said.split() if word.startswith("v=")), "none")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"Linux {platform.release().split('-')[0]}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, Redis {version}, {limit} descriptors"
+    )
