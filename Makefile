@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz matrix soak lint bench clean
+.PHONY: help build demo test fuzz matrix faults soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,9 @@ fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds
 matrix: $(VENV)/.demo ## One wheel with each Python, Django, server, gevent and Redis (ARGS="--quick")
 	$(BIN)/python scripts/matrix.py $(ARGS)
 
+faults: build $(VENV)/.test ## Kill, stop, fill and cut everything, and count what arrives (ARGS="--seconds 120 kill")
+	$(BIN)/python scripts/faults.py $(ARGS)
+
 soak: build $(VENV)/.test ## Kill publishers, workers and Redis at random, for minutes
 	$(BIN)/python -m pytest -m soak --timeout 600 -s $(ARGS)
 
@@ -59,4 +62,4 @@ bench: build $(VENV)/.bench ## Queues, buses and streams beside their peers, eac
 	$(BIN)/python benches/streams.py
 
 clean: ## Remove what was built
-	rm -rf $(VENV) .matrix target python/sse_channel/*.so
+	rm -rf $(VENV) .faults .matrix target python/sse_channel/*.so

@@ -205,11 +205,15 @@ def tally(
     due = set(contents)
     due.update(one.id for each in published.values() for one in each.acknowledged)
     articles = Counter(each["id"] for each in contents.values() if "id" in each)
-    # Without an id of the bus, an article that nobody has is lost for all.
+    # Nobody knows its place: who was told of a gap may have been told of this one.
     nowhere = sum(1 for article in submitter.accepted if article not in articles)
-    lost, told, doubled, disordered, resets = len(followers) * nowhere, 0, 0, 0, 0
+    lost, told, doubled, disordered, resets = 0, 0, 0, 0, 0
     for events in received:
         each = _hold(events, due)
+        if each.resets:
+            told += nowhere
+        else:
+            lost += nowhere
         lost, told = lost + each.lost, told + each.told
         doubled, disordered = doubled + each.doubled, disordered + each.disordered
         resets += each.resets

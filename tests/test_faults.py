@@ -1,0 +1,179 @@
+"""What was acknowledged arrives, once and in order, whatever goes wrong meanwhile: in short.
+
+The long form, with a report, is `make faults`. The same chances are taken again with SSE_TEST_SEED.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import faults
+from delivery import Acknowledged, Published, tally
+from faults import FAULTS, Usage, run
+from servers import Event
+
+SECONDS = 5
+#: Nobody is to wait longer than a second, on a machine that is idle.
+LONGEST_WAIT = 30
+
+CASES = [
+    pytest.param(fault, bus, kind, id=f"{fault.name}-{bus.__name__}-{kind}")
+    for fault in FAULTS
+    # One bus shows what has nothing to do with the bus.
+    for bus in (fault.buses if fault.is_of_the_bus else fault.buses[:1])
+    for kind in fault.kinds
+]
+
+
+@pytest.mark.parametrize(("fault", "bus", "kind"), CASES)
+def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
+    fault: faults.Fault, bus: type[faults.Bus], kind: str
+) -> None:
+    seed = int(os.environ.get("SSE_TEST_SEED", time.time_ns() % 1_000_000))
+    print(f"seed {seed}")
+    outcome = run(fault, bus, kind, seconds=SECONDS, chance=random.Random(seed))
+    print(outcome.log)
+    print(outcome.blows, outcome.tally)
+    assert outcome.problems == []
+    assert outcome.tally.longest_wait <= LONGEST_WAIT
+
+
+# --- The tally ------------------------------------------------------------------------------------
+
+
+class Received:
+    """A follower that has received what a case says."""
+
+    def __init__(self, *events: Event) -> None:
+        self.events = list(events)
+        self.streams: list[Any] = []
+        self.failures: list[str] = []
+
+    def longest_wait(self, times: object) -> float:
+        return 0.0
+
+
+class Submitted:
+    def __init__(self, *accepted: int) -> None:
+        self.accepted = list(accepted)
+        self.refused = 0
+
+
+def event(n: int, data: str | None = None) -> Event:
+    return Event("message", data or f'{{"publisher": "p", "n": {n}}}', f"{1000 + n}-0")
+
+
+RESET = Event("stream-reset", '{"reason": "gone"}', "")
+
+
+def told(
+    *followers: Sequence[Event], acknowledged: int = 4, refused: Sequence[int] = (), articles=()
+) -> dict[str, int]:
+    known = [Acknowledged(n, 0.0, f"{1000 + n}-0") for n in range(acknowledged)]
+    result = tally(
+        [Received(*events) for events in followers],
+        {"p": Published(known, list(refused))},
+        Submitted(*articles),
+    )
+    wanted = ("lost", "told", "doubled", "disordered")
+    return {name: getattr(result, name) for name in wanted if getattr(result, name)}
+
+
+ALL = [event(n) for n in range(4)]
+
+
+def test_a_tally_of_perfect_delivery():
+    assert told(ALL, ALL) == {}
+
+
+def test_what_one_follower_lacks_is_lost():
+    assert told(ALL, ALL[:2] + ALL[3:]) == {"lost": 1}
+    assert told(ALL[1:], ALL[:3]) == {"lost": 2}
+
+
+def test_what_nobody_has_is_lost_for_each():
+    assert told(ALL[1:], ALL[1:]) == {"lost": 2}
+    assert told(ALL, ALL, articles=[7]) == {"lost": 2}
+
+
+def test_what_was_never_acknowledged_must_reach_all_or_nobody():
+    assert told([*ALL, event(4)], [*ALL, event(4)]) == {}
+    assert told([*ALL, event(4)], ALL) == {"lost": 1}
+    assert told([*ALL, event(5)], [*ALL, event(5)], refused=[4]) == {}
+
+
+def test_a_gap_that_a_client_is_told_of_is_no_loss():
+    assert told([ALL[0], RESET, ALL[3]]) == {"told": 2}
+    # But only there.
+    assert told([ALL[0], ALL[2], RESET, ALL[3]]) == {"lost": 1}
+
+
+def test_an_event_that_comes_twice_is_doubled():
+    assert told([*ALL, ALL[3]]) == {"doubled": 1}
+    assert told([*ALL, ALL[1]]) == {"doubled": 1, "disordered": 1}
+
+
+def test_a_publication_under_two_ids_is_doubled():
+    again = event(9, '{"publisher": "p", "n": 3}')
+    assert told([*ALL, again]) == {"doubled": 1}
+    article = '{"id": 7}'
+    assert told([*ALL, event(8, article), event(9, article)], articles=[7]) == {"doubled": 1}
+
+
+def test_an_event_of_another_content_is_not_that_event():
+    assert told([*ALL[:3], event(3, '{"publisher": "q", "n": 3}')]) == {"doubled": 1}
+
+
+def test_events_that_change_places_are_out_of_order():
+    assert told([ALL[0], ALL[2], ALL[1], ALL[3]]) == {"disordered": 1}
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def command() -> ModuleType:
+    path = Path(__file__).parent.parent / "scripts" / "faults.py"
+    spec = importlib.util.spec_from_file_location("faults_command", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["faults_command"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def outcome(**changes: int) -> faults.Outcome:
+    known = [Acknowledged(n, 0.0, f"{1000 + n}-0") for n in range(4)]
+    perfect = tally([Received(*ALL)], {"p": Published(known, [])}, Submitted())
+    return faults.Outcome(
+        FAULTS[0],
+        "gunicorn-sync-3",
+        "Local",
+        {"kill_a_worker": 3},
+        10.0,
+        perfect._replace(**changes),
+        Usage(30e6, 31.0),
+        Usage(31e6, 31.0),
+        "",
+    )
+
+
+def test_the_report_has_a_line_for_each_fault_and_says_what_was_wrong(command):
+    report = command.report([outcome(), outcome(lost=2)], [("the disk is full", "root is missing")])
+    lines = [line for line in report.splitlines() if line.startswith("| kill -9 of workers")]
+    assert len(lines) == 2
+    assert "2 lost, 0 doubled, 0 out of order" in report
+    assert "the disk is full: root is missing" in report
+    assert report.splitlines()[-1] == "2 faults: 1 held, 1 failed, 1 skipped"
+    assert not command.has_held([outcome(), outcome(lost=2)])
+    assert not command.has_held([])
+    assert command.has_held([outcome()])
