@@ -535,7 +535,8 @@ def main(words: Sequence[str] | None = None) -> int:
         path.write_text(text)
     outcomes = Counter(result.outcome for result in results)
     print(f"\n{text}")
-    print(", ".join(f"{outcomes[name]} {name}" for name in ("passed", "failed", "skipped")))
+    counts = (f"{outcomes[name]} {name}" for name in ("passed", "failed", "skipped"))
+    print(f"cells: {', '.join(counts)}")
     is_complete = len(results) == len(some)
     return 0 if is_complete and outcomes["passed"] and not outcomes["failed"] else 1
 
