@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz matrix faults soak lint bench clean
+.PHONY: help build demo test fuzz races matrix faults soak lint bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,10 +32,14 @@ demo: build ## Build, migrate, serve the news example and submit articles to it
 test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: ARGS="-k name")
 	cargo test --quiet --locked --no-default-features
 	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+	$(PYTHON) scripts/races.py --quick
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
 	$(PYTHON) scripts/fuzz.py $(ARGS)
+
+races: ## Models of what happens at once, under many schedules (ARGS="MODEL")
+	$(PYTHON) scripts/races.py $(ARGS)
 
 matrix: $(VENV)/.demo ## One wheel with each Python, Django, server, gevent and Redis (ARGS="--quick")
 	$(BIN)/python scripts/matrix.py $(ARGS)
@@ -50,6 +54,7 @@ lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a co
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --quiet --locked --no-default-features --all-targets -- -D warnings
+	cargo clippy --quiet --locked --no-default-features --features shuttle --test races -- -D warnings
 	cargo clippy --quiet --locked --release -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use url::form_urlencoded;
@@ -13,7 +12,8 @@ use crate::event::{Draft, Event, Format};
 use crate::frame::{Body, Fields};
 use crate::metrics::Reason;
 use crate::queue::Client;
-use crate::sync::lock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use crate::sync::{Mutex, lock};
 use crate::wake::WakeBatch;
 
 /// Whose a stream is.

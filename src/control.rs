@@ -1,7 +1,7 @@
 //! Control: what one process tells all others about their clients, over the bus.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use url::form_urlencoded;
@@ -9,7 +9,7 @@ use url::form_urlencoded;
 use crate::event::Event;
 use crate::hub::{Hub, Outlet, Passed};
 use crate::offload::Offload;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// The channel that every process with streams hears.
 pub const CHANNEL: &str = "sse_channel.control";

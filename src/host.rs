@@ -15,7 +15,7 @@ use std::sync::atomic::{
     AtomicU64,
     Ordering::{Relaxed, Release},
 };
-use std::sync::{Mutex, OnceLock, TryLockError};
+use std::sync::{OnceLock, TryLockError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, fstat, ftruncate, lstat, open};
@@ -28,7 +28,7 @@ use crate::descriptors::{self, Own};
 use crate::error::{Error, Result};
 use crate::event_id::now_ms;
 use crate::metrics::{Counters, Snapshot, WORDS};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// What the names of the files begin with. The number is the layout's: processes of another one are
 /// not read, so it changes with the figures of a channel.

@@ -9,7 +9,7 @@ mod rendering;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -25,7 +25,7 @@ use crate::history::{Gap, History, Limits};
 use crate::host::HostFigures;
 use crate::metrics::{Counted, Counters, Reason};
 use crate::queue::{Client, Delivery, Kind, Leftover, drain};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::wake::WakeBatch;
 
 pub use rendering::{Missing, Rendered, render};
@@ -393,9 +393,8 @@ impl Hub {
                 lack.unheard.push(Arc::clone(&channel.name));
             }
             // One that is heard anew has forgotten what it read before.
-            if let Resume::After(last) = resume
-                && (!channel.heard || (!channel.read && last < channel.history.floor()))
-            {
+            let resumes = matches!(resume, Resume::After(_));
+            if resumes && (!channel.heard || channel.is_unread(resume)) {
                 lack.unread.push(Arc::clone(&channel.name));
             }
         }
@@ -556,7 +555,8 @@ impl Hub {
     }
 
     /// Registers a client with `channels`: what it missed waits in its queue, then the rest.
-    /// `None` when one of them is not heard: the bus must hear it first.
+    /// `None` when one of them is not heard, or has not read back what the client needs: the bus must do
+    /// that first, again if the channel was let go of and heard anew since.
     ///
     /// # Errors
     /// `Closed` for a client that was registered before.
@@ -570,7 +570,8 @@ impl Hub {
         let mut discarded = Vec::new();
         let mut state = lock(&self.state);
         let is_deaf = client.kind() == Kind::Stream && !state.hears_own();
-        if is_deaf || channels.iter().any(|key| !state.channels[*key].heard) {
+        let is_unready = |channel: &Channel| !channel.heard || channel.is_unread(resume);
+        if is_deaf || channels.iter().any(|key| is_unready(&state.channels[*key])) {
             return Ok(None);
         }
         let registered = state.register(self, client, channels, resume, owner, &mut discarded);
@@ -1133,6 +1134,11 @@ impl Channel {
         self.clients.len() - self.renderers + self.sockets()
     }
 
+    /// Whether its memory does not go back as far as the client, and its store might.
+    fn is_unread(&self, resume: Resume) -> bool {
+        matches!(resume, Resume::After(last) if !self.read && last < self.history.floor())
+    }
+
     fn is_unused(&self) -> bool {
         self.clients.is_empty() && self.taps.is_empty()
     }
@@ -1424,8 +1430,9 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_that_was_forgotten_is_read_back_again() {
-        let hub = Arc::new(Hub::new(Limits::default(), false));
+    fn a_channel_that_was_forgotten_is_read_back_again() -> Result<()> {
+        // The ids are from long ago.
+        let hub = Arc::new(Hub::new(Limits { age: u64::MAX, ..Limits::default() }, false));
         let key = hub.channel("a", 9);
         let id = |n| EventId { ms: 1, n };
         let behind = Resume::After(id(1));
@@ -1433,10 +1440,17 @@ mod tests {
             let lack = hub.lack(&[key], behind);
             assert_eq!((lack.unheard.len(), lack.unread.len()), (1, 1), "round {round}");
             hub.hear("a", id(round));
+            // Heard for somebody else since this client's bus looked: that alone is not enough.
+            let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));
+            assert_eq!(hub.register(&client, &[key], behind, Box::new(()))?, None);
             hub.read_back("a", id(0), Vec::new());
             assert!(hub.lack(&[key], behind).is_nothing());
+            let registered = hub.register(&client, &[key], behind, Box::new(()))?;
+            assert_eq!(registered.map(|done| done.gap), Some(None));
+            hub.unregister(&client, Reason::Closed);
             assert!(hub.retire("a"));
         }
+        Ok(())
     }
 
     #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! for ever. It forgets all of it without touching it, and begins anew.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use crate::bus::{Bus, Settings};
 use crate::clients::{Admission, Farewell};
@@ -15,7 +15,7 @@ use crate::metrics::Reason;
 use crate::offload::Offload;
 use crate::runtime::Runtime;
 use crate::survey::Respondent;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::timer::Timer;
 
 static FORKS: AtomicU64 = AtomicU64::new(0);

@@ -1,14 +1,9 @@
 //! A client's queue: what has been delivered to it and not yet been read, and who waits for it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 use smallvec::SmallVec;
 
 use crate::clients::{Farewell, Slot};
@@ -16,7 +11,12 @@ use crate::error::{Error, Result};
 use crate::event::{Attachment, Event};
 use crate::event_id::EventId;
 use crate::hub::{ChannelKey, Hub, Membership};
-use crate::sync::lock;
+use crate::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use crate::sync::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use crate::sync::{Mutex, lock, touch};
 use crate::timer::Timed;
 use crate::wake::{Park, Parked, Token, Waiter, WakeBatch, Wakeups};
 
@@ -303,7 +303,8 @@ impl Client {
 
     /// Reads where `deliver` is about to write, so that the cache has it.
     pub fn touch(&self) {
-        std::hint::black_box((self.depth.load(Relaxed), self.state.is_poisoned()));
+        std::hint::black_box(self.depth.load(Relaxed));
+        touch(&self.state);
     }
 
     /// Offers an event under the overflow policy. An event that falls out goes to `discarded`.

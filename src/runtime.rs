@@ -1,13 +1,13 @@
 //! The runtime of this process for everything that waits on a socket: one thread, begun at first
 //! use.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 
 use crate::error::{Error, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// Threads for what only blocks, such as looking up a host's name.
 const BLOCKING_THREADS: usize = 2;

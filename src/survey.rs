@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use crate::hub::{ChannelFigures, Hub, Outlet, Passed};
 use crate::metrics::{Counted, Reason, Snapshot};
 use crate::offload::{Backlogged, Offload};
 use crate::queue::Client;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::ticket::Answering;
 
 /// The channel of questions, which every process with streams hears.

@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::event_id::EventId;
-use crate::sync::lock;
+use crate::sync::{Condvar, Mutex, lock};
 use crate::timer::Timed;
 use crate::wake::{Park, Parked, Token, Waiter, WakeBatch, Wakeups};
 

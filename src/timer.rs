@@ -6,14 +6,14 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::error::Result;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::wake::WakeBatch;
 
 /// Something that waits until a moment.

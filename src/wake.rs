@@ -5,14 +5,17 @@
 //! thousands of clients of one loop rings once.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
+#[cfg(not(feature = "shuttle"))]
 use rustix::io::{Errno, read, write};
 
 use crate::error::Result;
-use crate::sync::lock;
+#[cfg(feature = "shuttle")]
+use crate::sync::Rings;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::{Mutex, lock};
 use crate::timer::Timed;
 
 /// Names a waiter within its loop; what it stands for only the loop knows.
@@ -24,13 +27,20 @@ struct Bell {
     readable: OwnedFd,
     #[cfg(not(target_os = "linux"))]
     writable: OwnedFd,
+    /// In place of the descriptor, which the checker knows nothing of.
+    #[cfg(feature = "shuttle")]
+    rings: Rings,
 }
 
 impl Bell {
     #[cfg(target_os = "linux")]
     fn new() -> Result<Bell> {
         use rustix::event::{EventfdFlags, eventfd};
-        Ok(Bell { readable: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)? })
+        Ok(Bell {
+            readable: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            #[cfg(feature = "shuttle")]
+            rings: Rings::default(),
+        })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -41,9 +51,25 @@ impl Bell {
             fcntl_setfd(fd, FdFlags::CLOEXEC)?;
             ioctl_fionbio(fd, true)?;
         }
-        Ok(Bell { readable, writable })
+        Ok(Bell {
+            readable,
+            writable,
+            #[cfg(feature = "shuttle")]
+            rings: Rings::default(),
+        })
     }
 
+    #[cfg(feature = "shuttle")]
+    fn ring(&self) {
+        self.rings.ring();
+    }
+
+    #[cfg(feature = "shuttle")]
+    fn silence(&self) {
+        self.rings.silence();
+    }
+
+    #[cfg(not(feature = "shuttle"))]
     fn ring(&self) {
         #[cfg(target_os = "linux")]
         let writable = &self.readable;
@@ -53,6 +79,7 @@ impl Bell {
         while write(writable, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
     }
 
+    #[cfg(not(feature = "shuttle"))]
     fn silence(&self) {
         let mut buffer = [0u8; 64];
         loop {
@@ -93,6 +120,12 @@ impl Wakeups {
     /// The descriptor to watch for reading.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.bell.readable.as_fd()
+    }
+
+    /// What stands for the descriptor under the checker.
+    #[cfg(feature = "shuttle")]
+    pub fn rings(&self) -> &Rings {
+        &self.bell.rings
     }
 
     /// The loop is gone: its waiters must not be given a wake-up that another could use.

@@ -13,7 +13,7 @@ mod shard;
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use crate::hub::{Hub, Outlet, Revoked};
 use crate::metrics::Reason;
 use crate::queue::Client;
 use crate::survey::Report;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 use connection::Connection;
 use piece::Piece;
@@ -37,6 +37,8 @@ use shard::{Inbox, Item, Joining, Shard};
 
 pub use connection::{Backlog, Backlogged};
 pub use piece::{Form, Framing};
+#[cfg(feature = "shuttle")]
+pub use shard::{Inbox as CheckedInbox, Item as CheckedItem};
 
 /// A peer that acknowledges nothing for so long is given up by the kernel.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);

@@ -8,11 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
-};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -34,7 +30,11 @@ use crate::metrics::{Counted, Reason};
 use crate::offload::connection::{Connection, Phase, Wrote};
 use crate::offload::piece::{Form, Piece};
 use crate::survey::{Report, SLOWEST, SlowClient};
-use crate::sync::lock;
+use crate::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+use crate::sync::{Mutex, lock};
 use crate::wake::Wakeups;
 
 /// The bell's place among what is watched.
@@ -138,11 +138,12 @@ impl Inbox {
     }
 
     /// Takes what is left, and refuses all that comes later.
-    fn close(&self) -> Vec<Item> {
+    pub fn close(&self) -> Vec<Item> {
         lock(&self.items).take().unwrap_or_default()
     }
 
-    fn take(&self) -> Vec<Item> {
+    /// Takes what was put in, for who was rung.
+    pub fn take(&self) -> Vec<Item> {
         // Silenced before it can ring again, and all of that before the look: who puts something in
         // after the look rings. (A ring that comes late wakes once for nothing.)
         if self.is_rung.load(Acquire) {
@@ -150,6 +151,14 @@ impl Inbox {
             self.is_rung.store(false, Release);
         }
         lock(&self.items).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
+#[cfg(feature = "shuttle")]
+impl Inbox {
+    /// What stands for the descriptor under the checker.
+    pub fn rings(&self) -> &crate::sync::Rings {
+        self.bell.rings()
     }
 }
 

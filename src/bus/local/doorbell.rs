@@ -11,8 +11,8 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::event::Format;
 use crate::frame::Body;
 use crate::hub::Arrival;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::wake::Wakeups;
 
 /// Tells the bells of one process apart: a new one must never have the name of one that is gone.

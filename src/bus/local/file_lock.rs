@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::TryLockError;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, fstat, lstat, open};
@@ -11,7 +11,7 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use crate::descriptors::Inherited;
 use crate::error::{Error, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// A file to lock. A lock of `fcntl` belongs to the process: a forked child does not have it, and
 /// a process that is killed gives it back. It must be opened here alone: closing any descriptor of

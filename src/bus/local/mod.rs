@@ -16,7 +16,7 @@ mod store;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::event_id::{EventId, now_ms};
 use crate::history::Limits;
 use crate::hub::{Arrival, ChannelKey, Hub, Lack, Resume};
-use crate::sync::lock;
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::ticket::Answering;
 use crate::wake::WakeBatch;
 

@@ -19,9 +19,9 @@ mod target;
 mod trouble;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -34,7 +34,7 @@ use crate::error::{Error, Result};
 use crate::history::Limits;
 use crate::hub::{ChannelKey, Hub, Resume};
 use crate::runtime::Runtime;
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::ticket::Answering;
 use crate::wake::WakeBatch;
 
