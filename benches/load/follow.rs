@@ -154,8 +154,8 @@ impl Followers {
                 resets: 0,
                 failures: BTreeMap::new(),
                 silence: 0,
-                opening: Histogram::new(3)?,
-                delay: Histogram::new(3)?,
+                opening: histogram()?,
+                delay: histogram()?,
             },
             chance,
             is_finishing: false,
@@ -506,6 +506,11 @@ impl Followers {
             "paths": paths,
         })
     }
+}
+
+/// Of microseconds, up to ten minutes.
+fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 600_000_000, 3)?)
 }
 
 impl Client {
