@@ -29,8 +29,9 @@ const PATIENCE: u64 = 60 * SECOND;
 const RETRY: u64 = SECOND;
 /// A client that has ended its own half waits so long for the server's.
 const HALF_CLOSED: u64 = 5 * SECOND;
-/// Bytes that the system receives for a client that stops reading.
-const SLOW_BUFFER: usize = 16 << 10;
+/// Bytes that the system receives for a client that stops reading. Less than a packet of the
+/// loopback's would have it wait for timers when it reads on.
+const SLOW_BUFFER: usize = 128 << 10;
 
 /// What is due for a client; the last is the connection that it is meant for.
 type Due = (Reverse<u64>, usize, Task, u64);
@@ -68,6 +69,8 @@ struct Client {
     cursor: Option<Id>,
     /// It was told that something is missing.
     was_reset: bool,
+    /// Events that its place was moved over; lost, unless a reset follows.
+    moved: u64,
     /// Of each publisher, the number of the next event: where events have no ids.
     next: Vec<(u64, u64)>,
     /// When it asked, was answered, and had bytes last.
@@ -369,8 +372,6 @@ impl Followers {
             }
             if event.kind == b"stream-reset" {
                 counts.resets += 1;
-                client.was_reset = true;
-                order.complain(format!("{}", String::from_utf8_lossy(event.data)));
             }
             counts.events += u64::from(!event.data.is_empty());
             if let Err(why) = client.take(event, order, *has_ids) {
@@ -471,7 +472,7 @@ impl Followers {
             .iter()
             .map(|path| {
                 let publishers: BTreeMap<String, u64> =
-                    path.order.next.iter().map(|(name, next)| (name.to_string(), *next)).collect();
+                    path.order.counts().map(|(name, count)| (name.to_string(), count)).collect();
                 let figures = json!({
                     "clients": self.clients.iter()
                         .filter(|client| self.paths[client.path].name == path.name).count(),
@@ -483,6 +484,8 @@ impl Followers {
                 (path.name.clone(), figures)
             })
             .collect();
+        // While nobody is there, an event may be nobody's yet.
+        let missing = if self.is_finishing { sum(Order::missing) } else { 0 };
         let complaints: Vec<&String> =
             self.paths.iter().flat_map(|path| &path.order.complaints).collect();
         json!({
@@ -494,7 +497,7 @@ impl Followers {
             "failures": self.counts.failures,
             "events": self.counts.events,
             "bytes": self.counts.bytes,
-            "lost": sum(|order| order.lost),
+            "lost": missing + sum(|order| order.lost),
             "doubled": sum(|order| order.doubled),
             "out_of_order": sum(|order| order.out_of_order),
             "complaints": complaints,
@@ -528,6 +531,7 @@ impl Client {
             last_event_id: None,
             cursor: None,
             was_reset: false,
+            moved: 0,
             next: Vec::new(),
             asked_at: 0,
             opened_at: 0,
@@ -550,6 +554,12 @@ impl Client {
             }
             return Ok(());
         }
+        if event.kind == b"stream-reset" {
+            self.was_reset = true;
+            self.moved = 0;
+            order.complain(String::from_utf8_lossy(event.data).into_owned());
+            return Ok(());
+        }
         let Some(text) = event.id else {
             // The first payload of a client, which is nobody's event.
             return if numbered.is_none() { Ok(()) } else { Err("an event without an id") };
@@ -560,15 +570,17 @@ impl Client {
             // At the opening a client is told where it is.
             None if event.data.is_empty() => id,
             None => return Err("an event before the client's place"),
-            Some(cursor) if event.data.is_empty() || event.kind == b"stream-reset" => {
-                // A place that is said again, or one after a reset.
-                if id > cursor && order.behind(cursor) > order.behind(id) && !self.was_reset {
-                    order.lost += 1;
-                    order.complain(format!("moved from {cursor:?} to {id:?}"));
-                }
+            // A place that is said again, or, with a reset behind it, one further on.
+            Some(cursor) if event.data.is_empty() => {
+                self.moved += order.behind(cursor).saturating_sub(order.behind(id)) as u64;
                 id.max(cursor)
             }
             Some(cursor) => {
+                let moved = std::mem::take(&mut self.moved);
+                if moved > 0 {
+                    order.lost += moved;
+                    order.complain(format!("{moved} lost up to its opening at {cursor:?}"));
+                }
                 let may_skip = std::mem::take(&mut self.was_reset);
                 order.take(cursor, id, numbered, may_skip)
             }

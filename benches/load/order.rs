@@ -14,15 +14,21 @@ pub fn id(text: &[u8]) -> Option<Id> {
 /// Who published an event, and its number among theirs.
 pub type Numbered = Option<(u64, u64)>;
 
+/// An event, and the place of the client that was the furthest behind when it got it.
+struct Place {
+    id: Id,
+    from: Id,
+}
+
 /// The ids of a stream in the order in which they came, with what was wrong with any client's.
 ///
-/// The first client that gets an event behind all others' sets it down, and says whether it is the
-/// next one of its publisher; every other client must get the same one in the same place.
+/// The first client that gets an event sets it down; every other one must get the same in the same
+/// place. An event may be set down behind later ones, when all who have those began after it.
 #[derive(Default)]
 pub struct Order {
-    ids: Vec<Id>,
-    /// Of each publisher, the number of its next event.
-    pub next: BTreeMap<u64, u64>,
+    places: Vec<Place>,
+    /// Of each publisher, the events by their numbers.
+    published: BTreeMap<u64, BTreeMap<u64, Id>>,
     /// Events without a publisher's number.
     pub unnumbered: u64,
     pub lost: u64,
@@ -35,12 +41,25 @@ pub struct Order {
 impl Order {
     /// Events so far.
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.places.len()
     }
 
     /// How many events a client at `cursor` has not got yet.
     pub fn behind(&self, cursor: Id) -> usize {
-        self.ids.len() - self.ids.partition_point(|known| *known <= cursor)
+        self.places.len() - self.places.partition_point(|known| known.id <= cursor)
+    }
+
+    /// Of each publisher, how many events there are.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.published.iter().map(|(publisher, events)| (*publisher, events.len() as u64))
+    }
+
+    /// Events that nobody has got, by their publishers' numbers: for a while, when nobody is there.
+    pub fn missing(&self) -> u64 {
+        let missing = |events: &BTreeMap<u64, Id>| {
+            events.last_key_value().map_or(0, |(last, _)| last + 1 - events.len() as u64)
+        };
+        self.published.values().map(missing).sum()
     }
 
     /// Takes an event of a client that is at `cursor`; the place where the client is now.
@@ -48,7 +67,7 @@ impl Order {
     /// `may_skip` after a reset: the client was told that something is missing.
     pub fn take(&mut self, cursor: Id, id: Id, numbered: Numbered, may_skip: bool) -> Id {
         if id <= cursor {
-            if self.ids.binary_search(&id).is_ok() {
+            if self.places.binary_search_by_key(&id, |known| known.id).is_ok() {
                 self.doubled += 1;
                 self.complain(format!("{id:?} again, at {cursor:?}"));
             } else {
@@ -57,20 +76,24 @@ impl Order {
             }
             return cursor;
         }
-        let at = self.ids.partition_point(|known| *known <= cursor);
-        let place = at + self.ids[at..].partition_point(|known| *known < id);
+        let at = self.places.partition_point(|known| known.id <= cursor);
+        let place = at + self.places[at..].partition_point(|known| known.id < id);
         if place > at && !may_skip {
             self.lost += (place - at) as u64;
             self.complain(format!("{} lost between {cursor:?} and {id:?}", place - at));
         }
-        if place == self.ids.len() {
-            self.ids.push(id);
-            self.number(id, numbered);
-        } else if self.ids[place] != id {
-            // All who are behind it have been without it.
-            self.out_of_order += 1;
-            self.complain(format!("{id:?} was not there for others"));
-            self.ids.insert(place, id);
+        // Whose gap was told of, or counted, has no other one.
+        let from = if place > at || may_skip { id } else { cursor };
+        match self.places.get_mut(place) {
+            Some(known) if known.id == id => known.from = known.from.min(from),
+            next => {
+                if next.is_some_and(|next| next.from < id) {
+                    self.lost += 1;
+                    self.complain(format!("{id:?} was not there for another client"));
+                }
+                self.places.insert(place, Place { id, from });
+                self.number(id, numbered);
+            }
         }
         id
     }
@@ -80,16 +103,16 @@ impl Order {
             self.unnumbered += 1;
             return;
         };
-        let next = self.next.entry(publisher).or_default();
-        let expected = std::mem::replace(next, number + 1);
-        if number > expected {
-            self.lost += number - expected;
-        } else if number < expected {
+        let events = self.published.entry(publisher).or_default();
+        let is_before = events.range(..number).next_back().is_none_or(|(_, known)| *known < id);
+        let is_after = events.range(number + 1..).next().is_none_or(|(_, known)| id < *known);
+        if let Some(known) = events.insert(number, id) {
             self.doubled += 1;
-        } else {
-            return;
+            self.complain(format!("{number} of {publisher} at {known:?} and at {id:?}"));
+        } else if !(is_before && is_after) {
+            self.out_of_order += 1;
+            self.complain(format!("{number} of {publisher} is out of order at {id:?}"));
         }
-        self.complain(format!("{id:?} is {number} of {publisher} instead of {expected}"));
     }
 
     /// Notes what went wrong, as long as there are few.
