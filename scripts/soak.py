@@ -892,7 +892,8 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parse(words)
     program = given.load or build()
     seconds = given.minutes * 60
-    given.directory.mkdir(exist_ok=True)
+    given.directory = given.directory.resolve()
+    given.directory.mkdir(parents=True, exist_ok=True)
     run = Run(
         seconds=seconds,
         clients=given.clients,

@@ -193,6 +193,7 @@ def test_a_place_that_is_moved_without_a_reset_is_a_loss(connect):
     with connect(2) as (load, accept):
         one, other = accept(), accept()
         one.send(OPENING, *map(frame, range(5)))
+        received(load, 5)
         other.send(OPENING, frame(0), "id: 5-4\n\n", frame(4))
         received(load, 7)
         assert wrong(load.tell("finish")) == [3, 0, 0]
@@ -323,7 +324,7 @@ def test_clients_that_have_not_got_what_was_published_are_named(soak):
 def test_the_whole_command_in_short(soak, program, tmp_path):
     done = subprocess.run(
         [
-            *(sys.executable, ROOT / "scripts" / "soak.py", "--minutes", "0.15"),
+            *(sys.executable, ROOT / "scripts" / "soak.py", "--minutes", "0.1"),
             *("--clients", "50", "--churn", "3", "--load", program, "--directory", tmp_path),
         ],
         capture_output=True,
