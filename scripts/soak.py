@@ -191,19 +191,21 @@ STREAMS = (
     Stream("/channels/ticker,bulk/", ("ticker", "bulk"), 0.1),
     Stream("/channels/bulk/", ("bulk",), 0.2),
 )
-#: Of those that stay in Python.
+#: Of those that stay in Python: the library's stream, and the app's own generator over a queue.
 ORDINARY = (
-    Stream("/ordinary/ticker/", ("ticker",), 0.7),
     Stream("/replaced/", ("default",), 0.3, has_ids=False),
+    Stream("/ordinary/ticker/", ("ticker",), 0.7),
 )
 
 KINDS = {"sync": "gunicorn-sync-3", "gevent": "gunicorn-gevent-3", "gthread": "gunicorn-gthread-3"}
 
 
-def groups(clients: int, ordinary: int) -> list[str]:
+def groups(clients: int, ordinary: int, worker: str) -> list[str]:
     """How many clients follow each path, as `load follow` takes it."""
     words = []
-    for streams, count in ((STREAMS, clients - ordinary), (ORDINARY, ordinary)):
+    # A thread in a generator without end keeps its worker until gunicorn's patience is over.
+    kept = ORDINARY if worker == "gevent" else ORDINARY[1:]
+    for streams, count in ((STREAMS, clients - ordinary), (kept, ordinary)):
         left = count
         for stream in streams:
             share = left if stream is streams[-1] else round(count * stream.share)
@@ -456,7 +458,8 @@ class Run:
     strangers: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     open: list[int] = dataclasses.field(default_factory=list)
     reloads: list[float] = dataclasses.field(default_factory=list)  # when, in seconds
-    moved: list[float] = dataclasses.field(default_factory=list)  # until all were back, in seconds
+    #: Seconds until nearly all were with the new workers, by the number of the reload.
+    moved: dict[int, float] = dataclasses.field(default_factory=dict)
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     lasted: float = 0.0
     wrong: list[str] = dataclasses.field(default_factory=list)  # what must not be, in words
@@ -593,7 +596,8 @@ def soak(run: Run, given: argparse.Namespace, program: Path, *, say: Callable[[s
         )
         server.environment["NEWS_DEBUG"] = "0"
         stack.enter_context(server)
-        load = Load(program, server.port, given.churn, groups(run.clients, run.ordinary))
+        words = groups(run.clients, run.ordinary, given.worker)
+        load = Load(program, server.port, given.churn, words)
         stack.callback(load.stop)
         deadline = time.monotonic() + OPENS
         # Nearly all: some leave already.
@@ -615,11 +619,11 @@ def soak(run: Run, given: argparse.Namespace, program: Path, *, say: Callable[[s
                 say(f"{at:6.0f} s: reload {len(run.reloads)}")
                 reload(server, generation_of, len(run.reloads))
             # Until all are with the new workers.
-            if len(run.moved) < len(run.reloads):
+            if run.reloads and len(run.reloads) not in run.moved:
                 is_calm = load.tell("figures")["open"] >= run.clients * 0.98
                 workers = {process.pid for process in server.workers}
                 if is_calm and all(generation_of[pid] == len(run.reloads) for pid in workers):
-                    run.moved.append(at - run.reloads[-1])
+                    run.moved[len(run.reloads)] = at - run.reloads[-1]
             if at >= next_look:
                 next_look = max(next_look + run.interval, at)
                 look_at_all(run, at, server, load, publishers, generation_of)
@@ -743,7 +747,9 @@ def report(run: Run, where: str) -> str:
     left = ", ".join(f"{count:,} by {way}" for way, count in figures["left"].items())
     failed = ", ".join(f"{why}: {count:,}" for why, count in figures["failures"].items())
     delay, opening = figures["delay"], figures["opening"]
-    moved = ", ".join(f"{seconds:.0f}" for seconds in run.moved)
+    # One that was not over before the next has none.
+    numbers = range(1, len(run.reloads) + 1)
+    moved = ", ".join(f"{run.moved[n]:.0f}" if n in run.moved else "-" for n in numbers)
     rows = [
         ("time", f"{run.lasted / 60:.1f} min"),
         ("clients open at a look (least, most)", f"{min(run.open):,}, {max(run.open):,}"),
@@ -751,7 +757,7 @@ def report(run: Run, where: str) -> str:
         ("left", left or "none"),
         ("streams ended by the server, cut by it", f"{figures['ended']:,}, {figures['cut']:,}"),
         ("connections that failed", failed or "none"),
-        ("reloads, and s until 98% were back", f"{len(run.reloads)}: {moved or '-'}"),
+        ("reloads, and s until 98% were back", f"{len(run.reloads)}: {moved}"),
         ("published", f"{figures.get('published', 0):,}"),
         ("publishes without an answer", f"{figures.get('unanswered', 0):,}"),
         ("delivered", f"{figures['events']:,}, {figures['bytes'] / MB:,.0f} MB on the wire"),
