@@ -10,8 +10,17 @@
 //! - `stop N`: from now on read nothing from the first N clients.
 //! - `count`: how many are connected.
 //!
+//! `load follow ADDRESS CHURN PATH=COUNT…` is for `scripts/soak.py`: clients that leave, CHURN a second,
+//! come back as browsers do, and check that they get each event once and in order over all of their
+//! connections (`follow.rs`). Events have `"p":`, who published them, `"n":`, its number among theirs,
+//! and `"t":`. It answers to `figures`, and to `finish`, after which nobody leaves or stops reading.
+//!
 //! `load floor PORT` is a server that does nothing but `send()` to one socket after the other when
 //! told `publish FIRST COUNT`: no server of streams with one thread can be faster.
+
+mod follow;
+mod order;
+mod received;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -51,10 +60,13 @@ fn main() -> Result<()> {
             clients.expect(events.parse()?, 0, count);
             clients.serve()
         }
-        ["floor", port] => floor(port.parse()?),
-        _ => {
-            Err("usage: load clients ADDRESS PATH COUNT [BUFFER [EVENTS]] | load floor PORT".into())
+        ["follow", address, churn, ref groups @ ..] => {
+            follow::Followers::new(address.parse()?, churn.parse()?, groups)?.serve()
         }
+        ["floor", port] => floor(port.parse()?),
+        _ => Err("usage: load clients ADDRESS PATH COUNT [BUFFER [EVENTS]] | load floor PORT | \
+                  load follow ADDRESS CHURN PATH=COUNT…"
+            .into()),
     }
 }
 
@@ -265,7 +277,8 @@ impl Clients {
                 whole.extend_from_slice(line);
                 &whole
             };
-            let (Some(n), Some(sent)) = (number(line, b"\"n\":"), number(line, b"\"t\":")) else {
+            let Some(json) = line.strip_prefix(b"data:") else { continue };
+            let (Some(n), Some(sent)) = (field(json, b"\"n\":"), field(json, b"\"t\":")) else {
                 continue;
             };
             if n != client.events {
@@ -352,11 +365,10 @@ impl Clients {
     }
 }
 
-/// The number that follows `name` in a line of data.
-fn number(line: &[u8], name: &[u8]) -> Option<u64> {
-    let line = line.strip_prefix(b"data:")?;
-    let at = line.windows(name.len()).position(|window| window == name)? + name.len();
-    let digits = line[at..].iter().skip_while(|byte| **byte == b' ');
+/// The number that follows `name` in JSON.
+fn field(json: &[u8], name: &[u8]) -> Option<u64> {
+    let at = json.windows(name.len()).position(|window| window == name)? + name.len();
+    let digits = json[at..].iter().skip_while(|byte| **byte == b' ');
     let mut found = None;
     for digit in digits.take_while(|byte| byte.is_ascii_digit()) {
         found = Some(found.unwrap_or(0u64) * 10 + u64::from(digit - b'0'));
