@@ -34,8 +34,8 @@ test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: AR
 	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
-	$(PYTHON) scripts/fuzz.py $(ARGS)
+fuzz: build $(VENV)/.test ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
+	$(BIN)/python scripts/fuzz.py $(ARGS)
 
 matrix: $(VENV)/.demo ## One wheel with each Python, Django, server, gevent and Redis (ARGS="--quick")
 	$(BIN)/python scripts/matrix.py $(ARGS)
