@@ -35,8 +35,8 @@ test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: AR
 	$(PYTHON) scripts/races.py --quick
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
-	$(PYTHON) scripts/fuzz.py $(ARGS)
+fuzz: build $(VENV)/.test ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
+	$(BIN)/python scripts/fuzz.py $(ARGS)
 
 races: ## Models of what happens at once, under many schedules (ARGS="MODEL")
 	$(PYTHON) scripts/races.py $(ARGS)

@@ -7,17 +7,20 @@
 //! | `frames` | `restored` | frames of a store that somebody else wrote |
 //! | `frames` | `ids` | last event ids |
 //! | `frames` | `compressed` | frames to be compressed: the whole must be read as it was |
+//! | `connections` | `connections` | offloaded connections, and what their clients do: whole frames, in order, once |
 //! | `hub` | `hub` | publishes, clients, resumes and reads in any order: nothing lost, doubled, or foreign |
 //! | `words` | `words` | what processes tell each other, and ask |
 //! | `words` | `replies` | entries, messages and answers of Redis |
 //! | `words` | `urls` | the setting `BUS` |
 //! | `store` | `store` | the file of the local store |
 
+mod connections;
 mod frames;
 mod hub;
 mod store;
 mod words;
 
+pub use connections::connections;
 pub use frames::{compressed, frames, ids, restored};
 pub use hub::hub;
 pub use store::store;
@@ -27,8 +30,9 @@ pub use words::{replies, urls, words};
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("compressed", compressed),
+    ("connections", connections),
     ("frames", frames),
     ("hub", hub),
     ("ids", ids),

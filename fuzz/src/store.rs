@@ -1,27 +1,45 @@
 //! The local store in a file that anybody may have written.
 
+use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use _sse_channel::bus::{Publication, Settings};
+use _sse_channel::bus::{Bus, LocalBus, Publication};
 use _sse_channel::event::Format;
 use _sse_channel::frame::{Body, Fields};
 use _sse_channel::history::Limits;
-use _sse_channel::hub::Resume;
-use _sse_channel::runtime::Runtime;
+use _sse_channel::hub::{Hub, Resume};
 use _sse_channel::ticket::Answering;
 use arbitrary::{Arbitrary, Unstructured};
 
 static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
+/// The files of a store in which one event was published, by their names.
+static WHOLE: OnceLock<Vec<(OsString, Vec<u8>)>> = OnceLock::new();
+
 /// A directory that goes with the run.
 struct Directory(PathBuf);
 
+impl Directory {
+    /// One that nobody else uses, in memory where the system has that.
+    fn new() -> Directory {
+        let shared = Path::new("/dev/shm");
+        let parent = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        Directory(parent.join(format!("sse-fuzz-{}-{number}", std::process::id())))
+    }
+}
+
 impl Drop for Directory {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // The store's threads may still be at it.
+        while self.0.exists() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
     }
 }
 
@@ -36,13 +54,19 @@ struct Given<'a> {
 /// Whatever is in the file: a publish lands and can be resumed, or is refused with a reason.
 pub fn store(bytes: &[u8]) {
     let Ok(given) = Given::arbitrary(&mut Unstructured::new(bytes)) else { return };
-    let number = NUMBERS.fetch_add(1, Relaxed);
-    let name = format!("sse-fuzz-{}-{number}", std::process::id());
-    let directory = Directory(std::env::temp_dir().join(name));
-    publish(&directory.0);
-    for entry in fs::read_dir(&directory.0).into_iter().flatten().flatten() {
-        let is_store = entry.file_name().to_string_lossy().starts_with("events-");
-        let (true, Ok(mut content)) = (is_store, fs::read(entry.path())) else { continue };
+    let whole = WHOLE.get_or_init(|| {
+        let directory = Directory::new();
+        publish(&directory.0);
+        let entries = fs::read_dir(&directory.0).expect("the store was made").flatten();
+        let its =
+            entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"events-"));
+        its.map(|entry| (entry.file_name(), fs::read(entry.path()).expect("it is ours"))).collect()
+    });
+    assert!(!whole.is_empty(), "the store has files");
+    let directory = Directory::new();
+    fs::DirBuilder::new().mode(0o700).create(&directory.0).expect("there is room");
+    for (name, content) in whole {
+        let mut content = content.clone();
         if given.is_whole {
             let at = usize::from(given.at).checked_rem(content.len()).unwrap_or(0);
             for (byte, other) in content[at..].iter_mut().zip(given.bytes) {
@@ -51,33 +75,33 @@ pub fn store(bytes: &[u8]) {
         } else {
             given.bytes.clone_into(&mut content);
         }
-        fs::write(entry.path(), content).expect("the disk has room");
+        fs::write(directory.0.join(name), content).expect("there is room");
     }
     publish(&directory.0);
 }
 
 /// Publishes once, and has a client resume from before it.
-fn publish(directory: &std::path::Path) {
-    let url = format!("local://{}", directory.display());
-    let settings = Settings { url, project: "fuzz".to_owned(), limits: Limits::default() };
-    let named = settings.open(&Runtime::default()).expect("it is a bus");
+fn publish(directory: &Path) {
+    // Counted nowhere: the figures of a process are a file of megabytes.
+    let hub = Arc::new(Hub::new(Limits::default(), false));
+    let bus = LocalBus::new(Arc::clone(&hub), Some(directory), "fuzz", Limits::default());
     let fields = Fields { data: Some("x"), ..Fields::default() };
     let body = Body::encode(&fields, 100).expect("it is small");
     let publication =
         Publication { channel: "a".into(), history: 9, body, format: Format::Text, heard_by: None };
     let (ticket, answering) = Answering::new();
-    named.bus.publish(publication, answering);
+    bus.publish(publication, answering);
     let deadline = Instant::now() + Duration::from_secs(30);
     ticket.wait_until(deadline);
     let answer = ticket.take().expect("an answer in time, whatever it is");
     if let Ok(id) = answer {
-        let channel = named.hub.channel("a", 9);
+        let channel = hub.channel("a", 9);
         let (ticket, answering) = Answering::new();
-        named.bus.prepare(vec![channel], Resume::After(id.before()), answering);
+        bus.prepare(vec![channel], Resume::After(id.before()), answering);
         ticket.wait_until(deadline);
         ticket.take().expect("an answer in time").expect("what was stored can be read");
     }
-    named.bus.close();
-    named.bus.before_fork();
-    named.bus.after_fork();
+    bus.close();
+    bus.before_fork();
+    bus.after_fork();
 }

@@ -3,32 +3,32 @@
 use std::sync::Arc;
 
 use _sse_channel::bus::redis::entry::{Entry, Page, published};
-use _sse_channel::bus::{Attempt, Publication, Settings};
+use _sse_channel::bus::{Attempt, Bus, MemoryBus, Publication, Settings};
 use _sse_channel::control::{self, Control, Revocation};
 use _sse_channel::event::Format;
 use _sse_channel::frame::{Body, Fields};
 use _sse_channel::history::Limits;
-use _sse_channel::hub::Resume;
+use _sse_channel::hub::{Hub, Resume};
 use _sse_channel::metrics::Reason;
 use _sse_channel::offload::Offload;
 use _sse_channel::queue::{Client, Kind, Overflow, Taken};
-use _sse_channel::runtime::Runtime;
 use _sse_channel::survey::{self, Respondent};
 use arbitrary::{Arbitrary, Unstructured};
 use redis::Value;
 
 /// Orders and questions are understood or left alone, and answers are JSON.
 pub fn words(bytes: &[u8]) {
-    let settings = settings("memory://");
-    let named = settings.open(&Runtime::default()).expect("it is a bus");
+    // Counted nowhere: the figures of a process are a file, and mapped for ever.
+    let hub = Arc::new(Hub::default());
+    let bus: Arc<dyn Bus> = Arc::new(MemoryBus::new(Arc::clone(&hub)));
     let offload = Arc::new(Offload::default());
-    let control = Control::install(&named.hub, &offload);
-    Respondent::install(&named.hub, &named.bus, &offload);
-    let (channel, answers) = (named.hub.channel("a", 5), named.hub.channel(survey::ANSWERS, 0));
+    let control = Control::install(&hub, &offload);
+    Respondent::install(&hub, &bus, &offload);
+    let (channel, answers) = (hub.channel("a", 5), hub.channel(survey::ANSWERS, 0));
     let stream = Arc::new(Client::new(Kind::Stream, 9, Overflow::DropOldest));
     let asker = Arc::new(Client::new(Kind::Queue, 1000, Overflow::DropOldest));
     for (client, channel) in [(&stream, channel), (&asker, answers)] {
-        let registered = named.hub.register(client, &[channel], Resume::Fresh, Box::new(()));
+        let registered = hub.register(client, &[channel], Resume::Fresh, Box::new(()));
         assert!(matches!(registered, Ok(Some(_))));
     }
     let mut given = Unstructured::new(bytes);
@@ -44,7 +44,7 @@ pub fn words(bytes: &[u8]) {
             format: Format::Text,
             heard_by: None,
         };
-        assert!(matches!(named.bus.try_publish(publication), Attempt::Done(Ok(_))));
+        assert!(matches!(bus.try_publish(publication), Attempt::Done(Ok(_))));
         if !is_question {
             let order = Revocation::parse(text.as_bytes());
             if let Some(order) = &order {
@@ -60,7 +60,7 @@ pub fn words(bytes: &[u8]) {
         assert_eq!(facts["form"], survey::FORM);
         assert!(facts["token"].is_string() && facts["slowest"].is_array());
     }
-    named.hub.unregister(&stream, Reason::Closed);
+    hub.unregister(&stream, Reason::Closed);
 }
 
 /// A value as it may come from Redis, or from who speaks like it.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 from . import _sse_channel, rendering
-from .config import options
+from .config import options, shown
 from .control import disconnect, user_key
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .offload import refused
@@ -410,7 +410,7 @@ def _count(value: object, name: str, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     if not smallest <= value < 1 << 63:
-        raise ValueError(f"{name} must be at least {smallest} and below 2**63, not {value}")
+        raise ValueError(f"{name} must be at least {smallest} and below 2**63, not {shown(value)}")
     return value
 
 

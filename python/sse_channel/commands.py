@@ -105,6 +105,9 @@ def publish(options: argparse.Namespace, show: Print, say: Print) -> None:
         Failure: it was not published.
     """
     text = _read_input() if options.message == "-" else options.message
+    if not isinstance(text, str):
+        # Some versions of argparse take a second "--" for an argument without a value.
+        raise Failure(f"not JSON: --; {QUOTE}", 2)
     if options.text:
         # A shell's `echo` ends what it writes so; the message does not.
         message: Any = text.removesuffix("\n") if options.message == "-" else text

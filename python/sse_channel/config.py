@@ -101,7 +101,8 @@ _SMALLEST = {
 _LARGEST = {"io_threads": 256, "proxies": 100, "render_threads": 256}
 _SWITCHES = ("compress", "offload")
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:A-Z]+)(:[0-9]+)?")
+# In ASCII without capitals, as a browser sends it; a pattern with * is none.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[!\"$-)+-.0-9;->[-~]+)(:[0-9]+)?")
 
 _configured: dict[str, Any] = {}
 _in_force: _InForce | None = None
@@ -353,10 +354,10 @@ def _known() -> list[str]:
 
 def _unknown(name: object) -> str:
     known = _known()
-    close = difflib.get_close_matches(str(name).upper(), known, 1)
+    close = difflib.get_close_matches(name.upper(), known, 1) if isinstance(name, str) else None
     hint = f"did you mean {close[0]!r}? The" if close else "the"
     return (
-        f"SSE_CHANNEL in Django's settings has no option {name!r}; "
+        f"SSE_CHANNEL in Django's settings has no option {shown(name)}; "
         f"{hint} options are {', '.join(known)}"
     )
 
@@ -407,7 +408,10 @@ def _check(name: str, value: object, place: str) -> object:
     if name == "bus":
         if not isinstance(value, str):
             raise TypeError(f"{place} must be a URL as str, not {type(value).__name__}")
-        problem = _sse_channel.check_bus(value)
+        try:
+            problem = _sse_channel.check_bus(value)
+        except UnicodeEncodeError as error:
+            problem = f"which UTF-8 cannot carry ({error.reason})"
         if problem is not None:
             raise ValueError(f"{place} is {_shown(value)}, {problem}")
         return value
@@ -417,7 +421,8 @@ def _check(name: str, value: object, place: str) -> object:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{place} must be a number of seconds, not {type(value).__name__}")
         if not 0 < value <= 3600:
-            raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {value}")
+            number = shown(value)
+            raise ValueError(f"{place} must be more than 0 and at most 3600 seconds, not {number}")
         return float(value)
     if name in _SWITCHES:
         if not isinstance(value, bool):
@@ -426,9 +431,11 @@ def _check(name: str, value: object, place: str) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{place} must be an int, not {type(value).__name__}")
     if value > _LARGEST.get(name, value):
-        raise ValueError(f"{place} must be at most {_LARGEST[name]}, not {value}")
+        raise ValueError(f"{place} must be at most {_LARGEST[name]}, not {shown(value)}")
     if not _SMALLEST[name] <= value < 1 << 63:
-        raise ValueError(f"{place} must be at least {_SMALLEST[name]} and below 2**63, not {value}")
+        raise ValueError(
+            f"{place} must be at least {_SMALLEST[name]} and below 2**63, not {shown(value)}"
+        )
     return value
 
 
@@ -449,9 +456,17 @@ def _check_origins(value: object, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def shown(value: object) -> str:
+    """A value for an error message, also one that Python does not write: of thousands of digits."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"that {type(value).__name__}"
+
+
 def _shown(value: object) -> str:
     """A value without a password: errors end in logs."""
-    return repr(
+    return shown(
         re.sub("//.*@", "//***@", value, flags=re.DOTALL) if isinstance(value, str) else value
     )
 

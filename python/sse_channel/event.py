@@ -7,7 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 from . import _sse_channel
-from .config import options
+from .config import options, shown
 
 __all__ = ["Event", "encode_frame", "envelope", "to_fields"]
 
@@ -51,7 +51,7 @@ class Event:
             isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry < 1 << 64
         ):
             raise ValueError(
-                f"retry must be a whole number of milliseconds from 0 up, not {retry!r}"
+                f"retry must be a whole number of milliseconds from 0 up, not {shown(retry)}"
             )
         if data is self.NO_DATA and retry is None and comment is None:
             raise TypeError("an Event needs data, a retry or a comment")

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 __all__ = ["EventStreamParser", "ReceivedEvent"]
 
+#: A reconnection time that is longer is taken for this one, in milliseconds.
+_LONGEST = (1 << 63) - 1
+
 
 class ReceivedEvent(NamedTuple):
     """What a browser would dispatch."""
@@ -27,9 +30,12 @@ class ReceivedEvent(NamedTuple):
         """The data, decoded.
 
         Raises:
-            ValueError: it is no JSON.
+            ValueError: it is no JSON, or nested too deeply to be read.
         """
-        return json.loads(self.data)
+        try:
+            return json.loads(self.data)
+        except RecursionError as error:
+            raise ValueError(f"the data is nested too deeply: {error}") from None
 
 
 class EventStreamParser:
@@ -42,7 +48,7 @@ class EventStreamParser:
         self.last_event_id = ""
         """What a client that reconnects now sends as its ``Last-Event-ID``, if not ``""``."""
         self.retry: int | None = None
-        """The reconnection time in milliseconds, once the stream has set it."""
+        """The reconnection time in milliseconds (below 2**63), once the stream has set it."""
         self.comments: list[str] = []
         """The comments in the chunk that was fed last."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -88,7 +94,8 @@ class EventStreamParser:
         elif field == "id" and "\0" not in value:
             self._id = value
         elif field == "retry" and re.fullmatch("[0-9]+", value):
-            self.retry = int(value)
+            # So many digits that Python would refuse them: a longer time is no time that comes.
+            self.retry = min(int(value.lstrip("0")[:20] or "0"), _LONGEST)
 
     def _end_event(self) -> ReceivedEvent | None:
         self.last_event_id = self._id

@@ -10,12 +10,16 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
+from .config import shown
 from .waiting import wait
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["ClientQueue"]
+
+#: Seconds: nobody sees the end of a longer wait, and a loop's clock may have no such time.
+_FOR_EVER = 1e9
 
 
 class ClientQueue(_sse_channel.Queue):
@@ -51,7 +55,11 @@ class ClientQueue(_sse_channel.Queue):
                 f"'timeout' must be a number of seconds or None, not {type(timeout).__name__}"
             )
         if timeout is not None and not timeout >= 0:
-            raise ValueError(f"'timeout' must be a non-negative number of seconds, not {timeout}")
+            raise ValueError(
+                f"'timeout' must be a non-negative number of seconds, not {shown(timeout)}"
+            )
+        if timeout is not None and timeout > _FOR_EVER:
+            timeout = None
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if not self.empty():

@@ -107,6 +107,9 @@ impl Settings {
                 let bus = Arc::new(RedisBus::new(&self.url, self.limits, of_bus, runtime)?);
                 Ok(Named { bus, hub })
             }
+            "local" if rest.contains('\0') => {
+                Err(Error::Bus("whose path has a NUL, which no directory's has".to_owned()))
+            }
             "local" if rest.is_empty() || rest.starts_with('/') => {
                 let path = (!rest.is_empty()).then_some(Path::new(rest));
                 let directory = path.map_or_else(|| self.default_directory(), Path::to_owned);

@@ -99,7 +99,7 @@ pub struct Connection {
     pub form: Form,
     /// Milliseconds of idleness after which a heartbeat is sent; 0 for never.
     pub heartbeat: u32,
-    /// When it last took bytes, in milliseconds of its shard.
+    /// When it last took bytes, or something began to wait for it, in milliseconds of its shard.
     pub written_at: u64,
     /// Tells it from another one in the same place.
     pub number: u64,
@@ -178,15 +178,18 @@ impl Connection {
         Backlogged { since: self.behind_since(), frames, bytes: Some(bytes - self.sent) }
     }
 
-    /// Drops what waits, but for the rest of what is sent in part.
-    pub fn cut(&mut self) {
-        for Waiting { piece, is_live } in self.backlog.split_off(usize::from(self.sent > 0)) {
+    /// Drops what waits, but for the rest of what is sent in part. Gives whether there was any.
+    pub fn cut(&mut self) -> bool {
+        let dropped = self.backlog.split_off(usize::from(self.sent > 0));
+        let is_any = !dropped.is_empty();
+        for Waiting { piece, is_live } in dropped {
             if is_live {
                 self.frames -= piece.frames() as usize;
                 self.bytes -= piece.bytes().len();
             }
             piece.count_dropped();
         }
+        is_any
     }
 
     /// Whether nothing waits.

@@ -33,10 +33,11 @@ use crate::sync::{Mutex, lock};
 
 use connection::Connection;
 use piece::Piece;
-use shard::{Inbox, Item, Joining, Shard};
+use shard::{Inbox, Item, Joining};
 
 pub use connection::{Backlog, Backlogged};
 pub use piece::{Form, Framing};
+pub use shard::Shard;
 #[cfg(feature = "shuttle")]
 pub use shard::{Inbox as CheckedInbox, Item as CheckedItem};
 
@@ -101,6 +102,17 @@ pub struct Handover<'a> {
 }
 
 impl Offload {
+    /// One whose only thread is the caller, who has `Shard::turn` do its work: what a test needs to
+    /// have everything happen in the order that it wants.
+    ///
+    /// # Errors
+    /// `Io` when there are no descriptors.
+    pub fn by_hand() -> Result<(Offload, Shard)> {
+        let (inbox, ended, shard) = prepare(0)?;
+        let running = Running { threads: vec![(inbox, ended)], deadline: None };
+        Ok((Offload { running: Mutex::new(running), taken: AtomicU64::new(0) }, shard))
+    }
+
     /// Hands a connection over. False: the stream has ended already, and nothing was done.
     ///
     /// # Errors
@@ -250,14 +262,20 @@ fn give(inbox: &Arc<Inbox>, handover: Handover<'_>) -> Result<bool> {
     Ok(is_taken)
 }
 
-/// Begins an I/O thread. Gives the way to it, and what tells of its end.
-fn begin(number: usize) -> Result<(Arc<Inbox>, Receiver<()>)> {
+/// What an I/O thread needs: the way to it, what tells of its end, and its state.
+fn prepare(number: usize) -> Result<(Arc<Inbox>, Receiver<()>, Shard)> {
     if number == 0 {
         descriptors::raise_limit();
     }
     let inbox = Arc::new(Inbox::new()?);
     let (alive, ended) = bounded(0);
     let shard = Shard::new(Arc::clone(&inbox), alive)?;
+    Ok((inbox, ended, shard))
+}
+
+/// Begins an I/O thread. Gives the way to it, and what tells of its end.
+fn begin(number: usize) -> Result<(Arc<Inbox>, Receiver<()>)> {
+    let (inbox, ended, shard) = prepare(number)?;
     thread::Builder::new().name(format!("sse-channel-io{number}")).spawn(move || shard.run())?;
     Ok((inbox, ended))
 }

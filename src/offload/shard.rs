@@ -56,7 +56,7 @@ const STALLED: u64 = 30_000;
 /// the thread a thousand times a second: milliseconds.
 const TICK: u64 = 100;
 
-/// Between two looks at a connection that has no heartbeat: milliseconds.
+/// Between two looks at a connection at the most, also where heartbeats are rarer: milliseconds.
 const LOOK_EVERY: u32 = 15_000;
 
 /// How long a peer may take to read the end before the connection is closed: milliseconds.
@@ -205,6 +205,8 @@ pub struct Shard {
     /// For each form.
     heartbeats: [Arc<Piece>; Form::ALL.len()],
     started: Instant,
+    /// Added to the time since then: see `pass`.
+    passed: Duration,
     chance: Chance,
     numbers: u64,
     scratch: Vec<u8>,
@@ -236,6 +238,7 @@ impl Shard {
             behind: VecDeque::new(),
             heartbeats: Form::ALL.map(|form| Arc::new(Piece::plain(form, HEARTBEAT))),
             started: Instant::now(),
+            passed: Duration::ZERO,
             chance: Chance::default(),
             numbers: 0,
             scratch: vec![0; 4096],
@@ -247,28 +250,38 @@ impl Shard {
     /// Serves until everything has ended.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(1024);
-        loop {
-            let timeout = self.timeout();
-            if let Err(error) = self.poll.poll(&mut events, timeout)
-                && error.kind() != ErrorKind::Interrupted
-            {
-                // Nothing can be waited for: not to spin is all that is left.
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            self.take_items();
-            for event in &events {
-                if event.token() != BELL {
-                    self.look_at(event.token().0, event.is_writable());
-                }
-            }
-            self.serve_those_behind();
-            self.serve_those_due();
-            if let Some((deadline, _)) = self.end
-                && (self.inbox.connections.load(Relaxed) == 0 || Instant::now() >= deadline)
-            {
-                return self.cut_off();
+        while self.turn(&mut events, self.timeout()) {}
+    }
+
+    /// One turn of `run`, for who drives it by hand: whether there are more. Waits for `timeout` at
+    /// the most.
+    pub fn turn(&mut self, events: &mut Events, timeout: Option<Duration>) -> bool {
+        if let Err(error) = self.poll.poll(events, timeout)
+            && error.kind() != ErrorKind::Interrupted
+        {
+            // Nothing can be waited for: not to spin is all that is left.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.take_items();
+        for event in &*events {
+            if event.token() != BELL {
+                self.look_at(event.token().0, event.is_writable());
             }
         }
+        self.serve_those_behind();
+        self.serve_those_due();
+        let is_over = self.end.as_ref().is_some_and(|(deadline, _)| {
+            self.inbox.connections.load(Relaxed) == 0 || self.instant() >= *deadline
+        });
+        if is_over {
+            self.cut_off();
+        }
+        !is_over
+    }
+
+    /// Lets so much time pass at once, for who drives it by hand.
+    pub fn pass(&mut self, time: Duration) {
+        self.passed += time;
     }
 
     /// Ends what is left, also what has just come, and takes nothing more.
@@ -285,7 +298,12 @@ impl Shard {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let since = self.started.elapsed().saturating_add(self.passed);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn instant(&self) -> Instant {
+        Instant::now() + self.passed
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -295,7 +313,7 @@ impl Shard {
         let now = self.now();
         let next =
             self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
-        let end = self.end.as_ref().map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        let end = self.end.as_ref().map(|(at, _)| at.saturating_duration_since(self.instant()));
         match (next, end) {
             (Some(next), Some(end)) => Some(next.min(end)),
             (next, end) => next.or(end),
@@ -321,7 +339,7 @@ impl Shard {
                 // At once: those that come after it are not meant.
                 Item::Revoke(revoked) => self.revoke(&revoked),
                 Item::Survey(report) => surveys.push(report),
-                Item::End { deadline, farewell } => end = Some((deadline, farewell)),
+                Item::End { deadline, farewell } => end = Some((deadline + self.passed, farewell)),
             }
         }
         self.fan_out(&events);
@@ -368,7 +386,7 @@ impl Shard {
             }
         };
         let fd = connection.socket().as_raw_fd();
-        let interval = interval(&connection);
+        let interval = interval(&connection).min(LOOK_EVERY);
         let number = connection.number;
         connection.route = group;
         connection.place = self.groups[group].members.len();
@@ -427,13 +445,15 @@ impl Shard {
                         (&own, &mut own_done)
                     };
                     let is_shared = since < *first;
+                    // From now on it takes something, or something waits for it.
+                    let was_idle = connection.is_idle();
                     let given = give(connection, pieces, done);
                     if !is_shared {
                         count_taken(pieces, done, &mut None);
                     }
                     match given {
-                        Ok(true) => connection.written_at = now,
-                        Ok(false) => {}
+                        Ok(()) if was_idle => connection.written_at = now,
+                        Ok(()) => {}
                         Err(reason) => gone.push((*place, reason)),
                     }
                 }
@@ -479,7 +499,10 @@ impl Shard {
         for place in those.map(|(place, _)| place).collect::<Vec<usize>>() {
             if let Some(connection) = self.connections.get_mut(place) {
                 connection.is_revoked = true;
-                connection.cut();
+                if connection.cut() && connection.phase == Phase::Ending {
+                    // The end of its body was among that: it is ended once more.
+                    connection.phase = Phase::Live(0);
+                }
             }
             self.end_after_what_waits(place);
         }
@@ -497,11 +520,15 @@ impl Shard {
 
     /// Ends a connection, with what is to be said when everything ends.
     fn end_after_what_waits(&mut self, place: usize) {
+        let now = self.now();
         let Some(connection) = self.connections.get_mut(place) else { return };
         if matches!(connection.phase, Phase::Ending | Phase::Lingering) {
             return;
         }
         connection.phase = Phase::Ending;
+        if connection.is_idle() {
+            connection.written_at = now;
+        }
         if let Some((_, farewell)) = &self.end {
             let frame = farewell.frame();
             connection.push(Arc::new(Piece::plain(connection.form, frame.as_bytes())));
@@ -636,8 +663,7 @@ impl Shard {
             if connection.heartbeat > 0 && connection.is_idle() && idle >= patience {
                 let heartbeat = Arc::clone(&self.heartbeats[connection.form.number()]);
                 match connection.write(&heartbeat) {
-                    Wrote::All => connection.written_at = now,
-                    Wrote::Blocked => {}
+                    Wrote::All | Wrote::Blocked => connection.written_at = now,
                     Wrote::Gone(reason) => {
                         self.remove(place, reason);
                         continue;
@@ -646,7 +672,8 @@ impl Shard {
             }
             let next = if idle >= patience { now } else { connection.written_at } + patience;
             // A stall is noticed in time, however rare the heartbeats are.
-            let next = if connection.is_idle() { next } else { next.min(now + STALLED / 4) };
+            let soon = if connection.is_idle() { LOOK_EVERY.into() } else { STALLED / 4 };
+            let next = next.min(now + soon);
             self.schedule(next, place, number);
         }
     }
@@ -696,7 +723,7 @@ impl Shard {
     }
 }
 
-/// Milliseconds between two looks at a connection.
+/// Milliseconds of idleness that are told by a heartbeat, or noticed where there is none.
 fn interval(connection: &Connection) -> u32 {
     if connection.heartbeat > 0 { connection.heartbeat } else { LOOK_EVERY }
 }
@@ -710,20 +737,20 @@ fn count_taken(pieces: &[Arc<Piece>], done: &mut u64, at: &mut Option<u64>) {
     }
 }
 
-/// Gives pieces to a connection that is live. Whether the socket took all of them at once; those that
-/// it did are counted in `done` by the caller.
+/// Gives pieces to a connection that is live. If the socket took all of a piece at once, that is
+/// counted in `done` by one more; any other is counted when it did.
 fn give(
     connection: &mut Connection,
     pieces: &[Arc<Piece>],
     done: &mut u64,
-) -> std::result::Result<bool, Reason> {
+) -> std::result::Result<(), Reason> {
     if let ([piece], true) = (pieces, connection.is_idle()) {
         return match connection.write(piece) {
             Wrote::All => {
                 *done += 1;
-                Ok(true)
+                Ok(())
             }
-            Wrote::Blocked => Ok(false),
+            Wrote::Blocked => Ok(()),
             Wrote::Gone(reason) => Err(reason),
         };
     }
@@ -737,12 +764,158 @@ fn give(
             return Err(reason);
         }
     }
-    Ok(was_idle && connection.is_idle())
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{SendFlags, send};
+    use socket2::SockRef;
+
+    use crate::event::{Draft, Format};
+    use crate::frame::{Body, Fields};
+    use crate::hub::{ChannelKey, Hub, Resume};
+    use crate::offload::{Backlog, Handover, Offload};
+    use crate::queue::{Client, Kind, Overflow};
+
+    /// A thread that a test drives, and its channel.
+    struct Driven {
+        hub: Arc<Hub>,
+        key: ChannelKey,
+        offload: Offload,
+        shard: Shard,
+        events: Events,
+    }
+
+    impl Driven {
+        fn new() -> Result<Driven> {
+            let hub = Arc::new(Hub::default());
+            let key = hub.channel("a", 10);
+            let (offload, shard) = Offload::by_hand()?;
+            Ok(Driven { hub, key, offload, shard, events: Events::with_capacity(8) })
+        }
+
+        /// The client's end of a connection with little room.
+        fn connect(&self, heartbeat: Option<Duration>) -> Result<UnixStream> {
+            let client = Arc::new(Client::new(Kind::Stream, 10, Overflow::Disconnect));
+            let registered =
+                self.hub.register(&client, &[self.key], Resume::Fresh, Box::new(()))?;
+            let cursor = registered.map(|registered| registered.cursor).unwrap_or_default();
+            let (own, theirs) = UnixStream::pair()?;
+            own.set_nonblocking(true)?;
+            SockRef::from(&theirs).set_send_buffer_size(1)?;
+            let taken = self.offload.take(Handover {
+                hub: &self.hub,
+                bus: None,
+                client: &client,
+                cursor,
+                fd: theirs.as_raw_fd(),
+                instead: None,
+                head: b"head\r\n\r\n",
+                body: b"",
+                form: Form::ALL[0],
+                backlog: Backlog { frames: 10, bytes: 1 << 20, overflow: Overflow::Disconnect },
+                heartbeat,
+                slot: None,
+                threads: 1,
+            })?;
+            assert!(taken);
+            Ok(own)
+        }
+
+        fn publish(&self, size: usize) -> Result<()> {
+            let text = "x".repeat(size);
+            let fields = Fields { data: Some(&text), ..Fields::default() };
+            let body = Some(Body::encode(&fields, 1 << 20)?);
+            let draft = Draft { body, format: Format::Text, has_message: true, decoded: None };
+            self.hub.publish(self.key, draft).map(drop)
+        }
+
+        fn turn(&mut self) {
+            self.shard.turn(&mut self.events, Some(Duration::ZERO));
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.shard.pass(Duration::from_secs(seconds));
+            self.turn();
+        }
+
+        /// All that comes to a client that reads.
+        fn read(&mut self, mut client: &UnixStream) -> Result<String> {
+            let mut got = Vec::new();
+            loop {
+                let before = got.len();
+                match client.read_to_end(&mut got) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    ended => return Ok(ended.map(|_| String::from_utf8_lossy(&got).into_owned())?),
+                }
+                if got.len() == before {
+                    return Ok(String::from_utf8_lossy(&got).into_owned());
+                }
+                self.turn();
+            }
+        }
+    }
+
+    #[test]
+    fn patience_begins_when_something_waits() -> Result<()> {
+        for heartbeat in [None, Some(Duration::from_secs(3600))] {
+            let mut driven = Driven::new()?;
+            let client = driven.connect(heartbeat)?;
+            driven.turn();
+            driven.read(&client)?;
+            for _ in 0..10 {
+                driven.pass(10);
+            }
+            // More than the socket takes, after a long time of nothing.
+            driven.publish(1 << 16)?;
+            driven.turn();
+            driven.pass(20);
+            assert_eq!(driven.offload.connections(), 1, "it has had 20 s of its 30");
+            driven.pass(11);
+            driven.pass(11);
+            assert_eq!(driven.offload.connections(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_heartbeat_that_finds_no_room_begins_the_patience() -> Result<()> {
+        let mut driven = Driven::new()?;
+        let client = driven.connect(Some(Duration::from_secs(60)))?;
+        driven.turn();
+        // Whole events until nothing waits and the next finds no room.
+        while send(&driven.shard.connections[0].socket(), b"x", SendFlags::DONTWAIT).is_ok() {}
+        driven.pass(61);
+        assert!(!driven.shard.connections[0].is_idle(), "the heartbeat waits");
+        driven.pass(20);
+        assert_eq!(driven.offload.connections(), 1, "it has had 20 s of its 30");
+        driven.read(&client)?;
+        assert!(driven.shard.connections[0].is_idle());
+        Ok(())
+    }
+
+    #[test]
+    fn a_body_that_was_ending_ends_when_the_right_to_it_is_taken_away() -> Result<()> {
+        let mut driven = Driven::new()?;
+        let client = driven.connect(None)?;
+        driven.publish(1 << 16)?;
+        driven.publish(1)?;
+        driven.turn();
+        driven.offload.end(&Arc::new(Farewell::new(1000, 1)));
+        driven.turn();
+        let revoked = driven.hub.revoke(Some("a"), None).map(Arc::new);
+        revoked.iter().for_each(|revoked| driven.offload.revoke(revoked));
+        driven.turn();
+        let text = driven.read(&client)?;
+        assert!(text.ends_with("\r\n0\r\n\r\n"), "{:?}", text.get(text.len() - 50..));
+        assert!(!text.contains("data: x\n"), "what waited is not sent");
+        Ok(())
+    }
 
     #[test]
     fn what_comes_after_the_end_of_a_thread_is_given_back() -> Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyWeakrefReference;
 
@@ -22,7 +22,13 @@ const FOR_EVER: f64 = 1e9;
 pub fn duration(seconds: Option<&Bound<'_, PyAny>>, what: &str) -> PyResult<Option<Duration>> {
     let seconds: Option<f64> = match seconds {
         None => None,
-        Some(given) => Some(given.extract().map_err(|_| no_number(given, what))?),
+        Some(given) => match given.extract::<f64>() {
+            // An int of more digits than a float has.
+            Err(error) if error.is_instance_of::<PyOverflowError>(given.py()) => {
+                Some(if given.lt(0)? { f64::NEG_INFINITY } else { f64::INFINITY })
+            }
+            extracted => Some(extracted.map_err(|_| no_number(given, what))?),
+        },
     };
     match seconds {
         None => Ok(None),

@@ -165,12 +165,32 @@ class EventStreamResponse(StreamingHttpResponse):
                 refuse(str(full))
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
-        self._environ: dict[str, Any] = its_request.META
+        try:
+            self._make(its_request, opened[0], rest, overflow, compress, status, headers)
+        except BaseException:
+            # Somebody may hold the error, and with it what was opened.
+            if self._stream is not None:
+                self._stream.close()
+            raise
+
+    def _make(
+        self,
+        request: HttpRequest,
+        first: SSEChannel,
+        rest: list[bytes],
+        overflow: Overflow | None,
+        compress: bool | None,
+        status: int,
+        headers: dict[str, str] | None,
+    ) -> None:
+        """The response around the stream that was opened, or around `rest`."""
+        is_asgi = isinstance(request, ASGIRequest)
+        self._environ: dict[str, Any] = request.META
         self._other_end: Any = None
-        self._exchange: Exchange | None = getattr(its_request, "scope", {}).get(KEY)
+        self._exchange: Exchange | None = getattr(request, "scope", {}).get(KEY)
         if self._exchange is not None:
             self._exchange.is_held = self._stream is not None
-        self._backlog = Backlog(overflow or "disconnect", opened[0]._capacity)
+        self._backlog = Backlog(overflow or "disconnect", first._capacity)
         self._content: Any = (
             _AsyncContent(self._stream, rest) if is_asgi else (self._stream or iter(rest))
         )
@@ -185,7 +205,7 @@ class EventStreamResponse(StreamingHttpResponse):
         # nginx passes each frame on at once.
         self.headers.setdefault("X-Accel-Buffering", "no")
         if self._is_of_the_project:
-            allow_origin(its_request, self)
+            allow_origin(request, self)
         # GZipMiddleware asks the request, and its compressor would hold frames back.
         accepted = request.META.pop("HTTP_ACCEPT_ENCODING", None)
         if options().compress if compress is None else compress:

@@ -99,7 +99,7 @@ def parse(source: Any) -> list[ReceivedEvent]:
         TypeError: none of these, or an asynchronous response: `aconnect` reads that.
     """
     if isinstance(source, str):
-        source = source.encode()
+        source = source.encode(errors="replace")
     if not isinstance(source, (bytes, bytearray, memoryview)):
         if getattr(source, "streaming", False):
             with EventReader(source) as reader:
