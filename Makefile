@@ -10,7 +10,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz races matrix faults soak lint bench clean
+.PHONY: help build demo test fuzz races matrix faults soak floods lint audit bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,9 @@ faults: build $(VENV)/.test ## Kill, stop, fill and cut everything, and count wh
 soak: build $(VENV)/.test ## An hour of 5,000 clients: is all flat? (ARGS="--minutes 10")
 	$(BIN)/python scripts/soak.py $(ARGS)
 
+floods: build $(VENV)/.test ## Clients that mean harm, with and without caps (ARGS="slow --seconds 30")
+	$(BIN)/python scripts/floods.py $(ARGS)
+
 lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a core that knows no Python
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
@@ -60,6 +63,13 @@ lint: build $(VENV)/.test $(VENV)/.lint ## Format, lints, types, stubs, and a co
 	$(BIN)/ruff check .
 	$(BIN)/mypy python/sse_channel
 	cd docs && ../$(BIN)/python -m mypy.stubtest sse_channel._sse_channel
+
+# All groups' packages, as they are installed; --strict: one that could not be looked up is no pass.
+audit: $(VENV)/.test $(VENV)/.lint $(VENV)/.audit ## Known vulnerabilities and licences (needs cargo-deny and the network)
+	cargo deny --locked --config deny.toml check
+	cargo deny --locked --config deny.toml --manifest-path fuzz/Cargo.toml check
+	$(BIN)/pip freeze --exclude-editable --exclude sse-channel > $(VENV)/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audited.txt
 
 bench: build $(VENV)/.bench ## Queues, buses and streams beside their peers, each in one run
 	$(BIN)/python benches/queues.py

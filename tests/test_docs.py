@@ -120,3 +120,31 @@ def test_every_model_is_run_and_in_the_table():
             assert f"`races/{path.name}::{name}`" in text, name
             count += 1
     assert count >= 32
+
+
+def test_what_is_said_of_security_names_tests_that_exist():
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = re.findall(r"`([\w/]+\.(?:py|rs))::(\w+)`", text)
+    assert len(named) > 40
+    for file, function in named:
+        path = ROOT / file if file.endswith(".rs") else ROOT / "tests" / file
+        assert re.search(rf"\b(?:def|fn) {function}\(", path.read_text()), f"{file}::{function}"
+
+
+def test_unsafe_code_is_where_it_is_said_to_be():
+    text = (ROOT / "docs" / "security.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)` \|", text.partition("## Unsafe code")[2], re.MULTILINE))
+    found = set()
+    for path in (ROOT / "src").rglob("*.rs"):
+        code = path.read_text()
+        if path.name != "descriptors.rs":
+            assert not re.search(r"\bunsafe\s*(\{|fn|impl|extern)|unsafe_code", code), path
+            continue
+        lines = code.splitlines()
+        for at, line in enumerate(lines):
+            if re.search(r"\bunsafe \{", line):
+                above = "\n".join(lines[max(0, at - 4) : at])
+                assert "// SAFETY: " in above, line
+                within = re.findall(r"fn (\w+)", "\n".join(lines[:at]))
+                found.add(within[-1])
+    assert found == listed - {"SSE_CHANNEL", "SSE_CHANNEL_BUS"}

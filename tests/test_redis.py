@@ -91,6 +91,18 @@ def test_any_name_is_a_channel(worker, name):
     assert one("got", "label") == ["next"]
 
 
+def test_databases_of_one_server_do_not_hear_each_other(redis, worker, name):
+    one, other = worker(url=redis.url(path="/0")), worker(url=redis.url(path="/1"))
+    third = worker(url=redis.url(path="/1"))
+    for each in (one, other, third):
+        each("listen", name)
+    one("publish", name, "of 0")
+    other("publish", name, "of 1")
+    # Announced by one server in one order: what came from the other database would be first.
+    assert third("get", name, 1) == ["of 1"]
+    assert (one("got", name), other("got", name)) == (["of 0"], ["of 1"])
+
+
 def test_an_own_event_is_there_when_its_publish_returns(worker, name):
     assert worker()("echo", name, 300) == 300
 
@@ -487,6 +499,12 @@ def test_tls(redis, worker, certificate, name):
         ("redis://u:se/cret@h", "%2F"),
         ("redis://h?prefx=x", "prefx"),
         ("redis://h?ca=/x", "rediss://"),
+        ("redis://u:12?secret@h", "%3F"),
+        ("redis://u:12?prefix=secret@h", "%3F"),
+        ("redis://h?password=secret", "before the host"),
+        ("redis:/u:secret@h", "redis://host"),
+        ("redis:u:secret@h", "redis://host"),
+        ("u:secret@h:6379", "redis://host"),
     ],
 )
 def test_a_bad_url_is_named_without_its_password(url, named):

@@ -326,7 +326,7 @@ def _json_line(event: ReceivedEvent) -> str:
     try:
         _strict(event.data)
         # As it was sent, so that no number changes; a line end can only be between its tokens.
-        data = event.data.replace("\n", " ").strip()
+        data = _inert(event.data.replace("\n", " ").strip())
     except (ValueError, RecursionError):
         data = _quoted(event.data)
     name = "null" if event.type == "message" else _quoted(event.type)
@@ -334,7 +334,15 @@ def _json_line(event: ReceivedEvent) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return _inert(json.dumps(text, ensure_ascii=False))
+
+
+def _inert(line: str) -> str:
+    """A line of JSON without what would steer a terminal, and with the same meaning.
+
+    Control characters up to 0x1f are never in one; the others can only be within its strings.
+    """
+    return re.sub("[\x7f-\x9f\u2028\u2029]", lambda char: f"\\u{ord(char[0]):04x}", line)
 
 
 def _visible(text: str) -> str:

@@ -59,7 +59,7 @@ __all__ = [
 
 
 class Options(NamedTuple):
-    """The options in force."""
+    """The options in force. Its `repr` has no password."""
 
     backlog_bytes: int = 1 << 20
     bus: str = "local://"
@@ -77,6 +77,11 @@ class Options(NamedTuple):
     publish_timeout: float = 10.0
     render_threads: int = 4
     retry: int = 3000
+
+    def __repr__(self) -> str:
+        # A page for errors shows local variables.
+        shown = (f"{name}={_shown(value)}" for name, value in self._asdict().items())
+        return f"Options({', '.join(shown)})"
 
 
 class _InForce(NamedTuple):
@@ -190,12 +195,13 @@ def configure(
         if value is not None
     }
     if _sse_channel.bus_url() is not None:
-        for name, begun in _begun.items():
-            if name in checked and checked[name] != begun:
-                raise ValueError(
-                    f"configure({name}=...) comes too late: this process uses the bus "
-                    f"{_sse_channel.bus_url()!r} already; call it before the first use of a channel"
-                )
+        # No variable has a value of these: a page for errors would show it, with its password.
+        late = [name for name in _begun if checked.get(name, _begun[name]) != _begun[name]]
+        if late:
+            raise ValueError(
+                f"configure({late[0]}=...) comes too late: this process uses the bus "
+                f"{_sse_channel.bus_url()!r} already; call it before the first use of a channel"
+            )
     _configured.update(checked)
     _in_force = None
 
@@ -466,9 +472,16 @@ def shown(value: object) -> str:
 
 def _shown(value: object) -> str:
     """A value without a password: errors end in logs."""
-    return shown(
-        re.sub("//.*@", "//***@", value, flags=re.DOTALL) if isinstance(value, str) else value
-    )
+    if isinstance(value, str):
+        # Also that of a URL which is none for want of a slash or of the scheme.
+        value = re.sub(r"^([a-z]+:/+)?.*@", r"\1***@", value, flags=re.DOTALL | re.IGNORECASE)
+        value = re.sub(r"([?&](?!prefix=|ca=)[^=&]*=)[^&]*", r"\1***", value)
+    return shown(value)
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL of the bus carries what nobody else must see."""
+    return url.startswith(("redis://", "rediss://")) and "@" in url
 
 
 def bus_settings() -> tuple[str, str, int, int]:

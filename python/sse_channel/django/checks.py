@@ -31,6 +31,7 @@ def register() -> None:
     for check in (check_settings, check_bus, check_workers, check_asgi, check_views):
         checks.register(check, TAG)
     checks.register(check_deployed_bus, TAG, deploy=True)
+    checks.register(check_password, TAG, deploy=True)
 
 
 def check_settings(app_configs: Any = None, **options: Any) -> list[checks.CheckMessage]:
@@ -75,6 +76,23 @@ def check_deployed_bus(app_configs: Any = None, **options: Any) -> list[checks.C
             "task queue or a shell, reaches this one's clients, and a restart forgets all.",
             hint=traps.MEMORY_BUS_HINT,
             id="sse_channel.W002",
+        )
+    ]
+
+
+def check_password(app_configs: Any = None, **options: Any) -> list[checks.CheckMessage]:
+    """Tell of a password where Django's error reports show it."""
+    given = getattr(settings, "SSE_CHANNEL", None)
+    bus = given.get("BUS") if isinstance(given, dict) else None
+    if not isinstance(bus, str) or not config.has_password(bus):
+        return []
+    return [
+        checks.Warning(
+            "SSE_CHANNEL['BUS'] in Django's settings holds a password, and Django's error reports "
+            "(mails to ADMINS, pages with DEBUG) show the settings.",
+            hint="Give it by the environment variable SSE_CHANNEL_BUS, or by "
+            "sse_channel.configure(bus=...).",
+            id="sse_channel.W008",
         )
     ]
 

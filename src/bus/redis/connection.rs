@@ -181,7 +181,7 @@ impl Line {
     /// As `call`.
     pub async fn subscribe(&self, keys: &Keys) -> Result<(), Trouble> {
         let mut subscribe = cmd(if self.sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" });
-        subscribe.arg(&keys.stream);
+        subscribe.arg(&keys.announced);
         self.clone().call(subscribe).await.map(drop)
     }
 
@@ -191,7 +191,7 @@ impl Line {
     /// As `call`.
     pub async fn unsubscribe(&self, keys: &Keys) -> Result<(), Trouble> {
         let mut unsubscribe = cmd(if self.sharded { "SUNSUBSCRIBE" } else { "UNSUBSCRIBE" });
-        unsubscribe.arg(&keys.stream);
+        unsubscribe.arg(&keys.announced);
         self.clone().call(unsubscribe).await.map(drop)
     }
 

@@ -69,7 +69,7 @@ pub struct Engine {
     under_way_bytes: usize,
     /// Ordered and stored, and not delivered in this process yet.
     held: VecDeque<Held>,
-    /// Channels that are subscribed to, by the name of their stream.
+    /// Channels that are subscribed to, by the name that their events are announced on.
     tuned: HashMap<Vec<u8>, Tuned>,
     /// Prepares, by the channel that they wait for now.
     preparing: HashMap<Arc<str>, Vec<Prepare>>,
@@ -221,7 +221,8 @@ impl Engine {
     }
 
     fn keys(&self, name: &str) -> Keys {
-        Keys::new(&self.shared.target.prefix, name)
+        let target = &self.shared.target;
+        Keys::new(&target.prefix, target.db, name)
     }
 
     /// Hears all channels again and brings what they missed, in the order of the ids.
@@ -452,7 +453,7 @@ impl Engine {
     fn release_held(&mut self, all: bool) {
         let mut wakes = WakeBatch::default();
         while let Some(held) = self.held.front() {
-            let tuned = self.tuned.get(self.keys(&held.channel).stream.as_bytes());
+            let tuned = self.tuned.get(self.keys(&held.channel).announced.as_bytes());
             let is_to_come = match tuned.map(|tuned| &tuned.hearing) {
                 Some(Hearing::From(newest)) => *newest < held.id,
                 Some(Hearing::Soon(_)) | None => false,
@@ -594,7 +595,7 @@ impl Engine {
 
     fn tune(&mut self, name: &Arc<str>, line: &Line, jobs: &mut Jobs) {
         let keys = self.keys(name);
-        let key = keys.stream.clone().into_bytes();
+        let key = keys.announced.clone().into_bytes();
         if self.tuned.contains_key(&key) {
             return;
         }
@@ -636,7 +637,7 @@ impl Engine {
             Job::Tune(name, Ok(position)) => {
                 self.shared.hub.hear(&name, position);
                 self.look_soon();
-                let key = self.keys(&name).stream.into_bytes();
+                let key = self.keys(&name).announced.into_bytes();
                 let hearing = Hearing::From(position);
                 let tuned = Tuned { name: Arc::clone(&name), hearing };
                 let before = self.tuned.insert(key.clone(), tuned);
@@ -672,7 +673,7 @@ impl Engine {
             Job::Detune(Ok(()) | Err(Trouble::Refused(_))) => Ok(()),
             Job::Tune(name, Err(trouble)) => {
                 let keys = self.keys(&name);
-                self.tuned.remove(keys.stream.as_bytes());
+                self.tuned.remove(keys.announced.as_bytes());
                 self.detune(keys, line, jobs);
                 self.refuse(&name, trouble)
             }
@@ -741,7 +742,7 @@ impl Engine {
         for (name, _) in self.shared.hub.heard().into_iter().filter(|(_, clients)| *clients == 0) {
             if self.idle.contains(&name) && self.shared.hub.retire(&name) {
                 let keys = self.keys(&name);
-                self.tuned.remove(keys.stream.as_bytes());
+                self.tuned.remove(keys.announced.as_bytes());
                 self.detune(keys, line, jobs);
             } else {
                 idle.insert(name);

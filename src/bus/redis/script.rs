@@ -35,7 +35,8 @@ local stream, state = KEYS[1], KEYS[2]
 local producer, sequence = ARGV[1], tonumber(ARGV[2])
 local history, age, bytes, slack =
     tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local flags, frame, beside, announce = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local flags, frame, beside, announce, announced =
+    ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local mark = producer .. ' ' .. ARGV[2]
 
 local known = redis.call('HMGET', state, 'last', 'history', 'size', 'renew', producer)
@@ -94,7 +95,7 @@ if not latest and redis.call('HLEN', state) > 20 then
         if at and tonumber(at) < ms - 3600000 then redis.call('HDEL', state, all[i]) end
     end
 end
-local heard = redis.call(announce, stream,
+local heard = redis.call(announce, announced,
     id .. ' ' .. last .. ' ' .. flags .. ' ' .. #frame .. '\n' .. frame .. beside)
 return id .. ' ' .. heard
 ";
@@ -185,7 +186,8 @@ impl Scripts {
             .arg(flags(*format, body.has_data()))
             .arg(body.frame())
             .arg(body.beside().unwrap_or_default())
-            .arg(self.announce);
+            .arg(self.announce)
+            .arg(&keys.announced);
         call
     }
 

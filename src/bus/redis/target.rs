@@ -74,6 +74,11 @@ impl Target {
         if url.fragment().is_some() {
             return wrong("which has a #: in a password, write it as %23");
         }
+        if url.query().is_some_and(|query| query.contains('@')) {
+            return wrong(
+                "which has an @ behind a ?: in a password, write ? as %3F; elsewhere, @ as %40",
+            );
+        }
         let mut tls = (url.scheme() == "rediss").then(Tls::default);
         let port = url.port().unwrap_or(DEFAULT_PORT);
         if port == 0 {
@@ -111,7 +116,7 @@ impl Target {
                 _ => {
                     return wrong(&format!(
                         "which has an unknown option {option:?}: there are prefix and, for \
-                         rediss://, ca"
+                         rediss://, ca; a password goes before the host"
                     ));
                 }
             }
@@ -143,15 +148,18 @@ fn has_a_slot(prefix: &str) -> bool {
 /// The keys of one channel, all in one slot of a cluster.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    /// The stream: its events. Also the name of the Pub/Sub channel.
+    /// The stream: its events.
     pub stream: String,
+    /// The Pub/Sub channel, on which events are announced. Databases of one server have keys of
+    /// their own, but share all Pub/Sub channels, so that the name tells which database it is.
+    pub announced: String,
     /// The hash: its newest id, and what it takes to go on from there.
     pub state: String,
 }
 
 impl Keys {
-    /// The keys of `channel`; no two channels share any.
-    pub fn new(prefix: &str, channel: &str) -> Keys {
+    /// The keys of `channel` in the database `db`; no two channels share any.
+    pub fn new(prefix: &str, db: i64, channel: &str) -> Keys {
         // A tag ends at the first brace and must not be empty.
         let tag = match channel {
             "" => "%".to_owned(),
@@ -159,7 +167,8 @@ impl Keys {
         };
         let stream = format!("{prefix}{{{tag}}}");
         let state = format!("{stream}:state");
-        Keys { stream, state }
+        let announced = if db == 0 { stream.clone() } else { format!("{stream}:{db}") };
+        Keys { stream, announced, state }
     }
 }
 
@@ -209,6 +218,9 @@ mod tests {
             ("redis://u:secret#word@h", "password"),
             ("redis://u:secret/word@h", "password"),
             ("redis://u:12/secret@h", "database"),
+            ("redis://u:12?secret@h", "%3F"),
+            ("redis://u:12?prefix=secret@h", "%3F"),
+            ("redis://h?password=secret", "before the host"),
         ] {
             let problem = problem(url);
             assert!(problem.contains(named), "{url}: {problem}");
@@ -234,9 +246,12 @@ mod tests {
         for prefix in ["sse_channel:", "", "{app}:", "a{", "a}", "a{b"] {
             assert!(has_a_slot(prefix));
             for name in names {
-                let keys = Keys::new(prefix, name);
+                let keys = Keys::new(prefix, 0, name);
                 assert_eq!(tag(&keys.stream), tag(&keys.state), "{prefix:?} {name:?}");
+                let other = Keys::new(prefix, 7, name);
+                assert_eq!(tag(&other.announced), tag(&other.stream), "{prefix:?} {name:?}");
                 assert!(seen.insert(keys.stream) && seen.insert(keys.state), "{name:?}");
+                assert!(seen.insert(other.announced), "{name:?}");
             }
         }
     }
