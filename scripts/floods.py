@@ -1,4 +1,4 @@
-"""Floods: what clients that mean harm cost a worker, and a client that does not, with and without caps.
+"""Floods: what clients that mean harm cost a worker, and one that does not, with and without caps.
 
     python scripts/floods.py                    # all
     python scripts/floods.py slow               # those whose name contains the text

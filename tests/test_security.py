@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -178,7 +180,7 @@ ATTACKS = """
         lambda path: os.remove(path),
         lambda path: os.rename(path, path + "x"),
         lambda path: os.chmod(path, 0o777),
-        lambda path: os.link(path, "/tmp/sse-linked"),
+        lambda path: os.link(path, path + "-linked"),
         lambda path: os.stat(path),
         ring,
     ]
@@ -235,8 +237,7 @@ def test_a_strangers_link_in_the_place_of_the_store_is_refused():
             print(error)
     """
     # It leads to a directory of the user's own, which the check of the owner would let pass.
-    own, link = place / "sse-own", place / f"sse_channel-{other}"
-    own.mkdir(mode=0o700)
+    own, link = Path(tempfile.mkdtemp(dir=place)), place / f"sse_channel-{other}"
     os.chown(own, other, other)
     try:
         as_nobody("import os, sys; os.symlink(*sys.argv[1:])", own, link)
@@ -251,7 +252,7 @@ def test_a_strangers_link_in_the_place_of_the_store_is_refused():
         assert not list(own.iterdir())
     finally:
         link.unlink(missing_ok=True)
-        own.rmdir()
+        shutil.rmtree(own)
 
 
 # --- The password of Redis --------------------------------------------------------------------
@@ -342,9 +343,8 @@ def test_the_options_are_written_without_the_password():
 
 
 def test_a_password_in_the_settings_is_a_warning(monkeypatch):
-    from test_checks import check
-
     from sse_channel.django.checks import register
+    from test_checks import check
 
     register()
     monkeypatch.delenv("SSE_CHANNEL_BUS")
