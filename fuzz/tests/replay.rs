@@ -9,8 +9,9 @@ use sse_channel_fuzz::TARGETS;
 /// Inputs of chance for each target; `FUZZ_RUNS` says how many.
 const RUNS: u64 = 2000;
 
-/// The store writes files: each input is thousands of others.
-const RUNS_FOR_ONE_STORE: u64 = 100;
+/// Of targets that do more, one input for so many of the others: the store writes files, and each of
+/// its inputs is thousands of others; connections are sockets.
+const SLOWER: [(&str, u64); 2] = [("connections", 4), ("store", 20)];
 
 /// Numbers that are the same each time: xorshift.
 struct Chance(u64);
@@ -60,7 +61,8 @@ fn what_was_kept_and_what_comes_by_chance_does_no_harm() {
         let path = path.with_extension("hex");
         let lines = fs::read_to_string(&path).expect("each target has inputs that were kept");
         let kept: Vec<Vec<u8>> = lines.split('\n').map(bytes_of).collect();
-        let runs = if name == "store" { runs.div_ceil(RUNS_FOR_ONE_STORE) } else { runs };
+        let slower = SLOWER.iter().find(|(its, _)| *its == name).map_or(1, |(_, times)| *times);
+        let runs = runs.div_ceil(slower);
         let mut chance = Chance(0x5eed_0000 + runs);
         let by_chance = (0..runs).map(|_| chance.input(&kept)).collect::<Vec<_>>();
         for input in kept.iter().chain(&by_chance) {
