@@ -27,10 +27,10 @@ const MOST_CLIENTS: usize = 6;
 const MOST_STEPS: usize = 200;
 
 /// Bytes of all events together, so that an input takes milliseconds.
-const MOST_PUBLISHED: usize = 200_000;
+const MOST_PUBLISHED: usize = 80_000;
 
 /// Bytes of an event; those of the largest are more than a piece takes with others.
-const SIZES: [usize; 6] = [0, 10, 100, 2000, 20_000, LARGEST];
+const SIZES: [usize; 6] = [0, 10, 100, 1000, 9000, LARGEST];
 const LARGEST: usize = 70_000;
 
 /// So many events of the same length are not the same.
@@ -587,7 +587,7 @@ impl Peer {
         let (mut next, mut missed, mut is_all) = (0, 0, !may_be_cut && self.revoked.is_none());
         let mut is_told = false;
         let mut farewells = 0;
-        while let Some(end) = rest.windows(2).position(|pair| pair == b"\n\n") {
+        while let Some(end) = find(rest, "\n\n") {
             let (frame, later) = rest.split_at(end + 2);
             rest = later;
             assert_eq!(farewells, 0, "nothing follows the farewell");
@@ -640,6 +640,13 @@ impl Peer {
     }
 }
 
+/// Where the first such text is. By the standard library, which the fuzzer does not slow down.
+fn find(bytes: &[u8], text: &str) -> Option<usize> {
+    // What comes before anything that is cut off within a character, or compressed.
+    let valid = bytes.utf8_chunks().next()?.valid();
+    valid.find(text)
+}
+
 /// Letters that cannot be compressed away.
 fn noise() -> &'static str {
     static NOISE: OnceLock<String> = OnceLock::new();
@@ -659,7 +666,7 @@ fn noise() -> &'static str {
 fn unchunked(mut rest: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     loop {
-        let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
+        let Some(end) = find(&rest[..rest.len().min(20)], "\r\n") else {
             let digits = rest.strip_suffix(b"\r").unwrap_or(rest);
             assert!(digits.len() < 8 && digits.iter().all(u8::is_ascii_hexdigit), "no length");
             return (body, false);

@@ -889,7 +889,7 @@ mod tests {
         let client = driven.connect(Some(Duration::from_secs(60)))?;
         driven.turn();
         // Whole events until nothing waits and the next finds no room.
-        while send(&driven.shard.connections[0].socket(), b"x", SendFlags::DONTWAIT).is_ok() {}
+        while send(driven.shard.connections[0].socket(), b"x", SendFlags::DONTWAIT).is_ok() {}
         driven.pass(61);
         assert!(!driven.shard.connections[0].is_idle(), "the heartbeat waits");
         driven.pass(20);
