@@ -116,7 +116,6 @@ class RedisPair:
         return self._primary.port
 
     def _new(self) -> RedisServer:
-        # The primary keeps for the replica what it has not taken yet.
         server = RedisServer(self._directory / f"redis-{next(self._numbers)}")
         server.start()
         return server

@@ -11,6 +11,29 @@ import textwrap
 ENDS_WITHIN = 60  # seconds
 
 
+def publish_as(user: int, bus: str) -> subprocess.CompletedProcess[str]:
+    """Publish as another user of the host; what the BusError says, if it comes to one, is printed.
+
+    Only root may.
+    """
+    code = f"""
+        import os
+        import sse_channel  # which the other user may not be able to read
+        os.setgroups([]); os.setgid({user}); os.setuid({user})
+        try:
+            sse_channel.SSEChannel("news").publish("x")
+        except sse_channel.BusError as error:
+            print(error)
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "SSE_CHANNEL_BUS": bus},
+        capture_output=True,
+        text=True,
+        timeout=ENDS_WITHIN,
+    )
+
+
 class Process:
     """A Python process with a bus, which does line by line what it is told."""
 

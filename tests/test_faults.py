@@ -5,19 +5,17 @@ The long form, with a report, is `make faults`. The same chances are taken again
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import faults
+from commands import load
 from delivery import Acknowledged, Published, tally
 from faults import FAULTS, Usage, run
 from servers import Event
@@ -143,12 +141,7 @@ def test_events_that_change_places_are_out_of_order():
 
 @pytest.fixture(scope="module")
 def command() -> ModuleType:
-    path = Path(__file__).parent.parent / "scripts" / "faults.py"
-    spec = importlib.util.spec_from_file_location("faults_command", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults_command"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("faults")
 
 
 def outcome(**changes: int) -> faults.Outcome:

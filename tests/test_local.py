@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from parts import missing
-from processes import Process
+from processes import Process, publish_as
 
 PATIENCE = 60.0
 
@@ -356,31 +356,12 @@ def test_a_directory_that_is_not_the_users_own_is_refused(directory, tmp_path):
     assert "local:///a/directory" in refused("/proc/nonexistent")
 
 
-def as_nobody(path: Path | str) -> subprocess.CompletedProcess[str]:
-    code = """
-        import os, sys
-        os.setgroups([]); os.setgid(65534); os.setuid(65534)
-        from sse_channel import BusError, SSEChannel
-        try:
-            SSEChannel("news").publish("x")
-        except BusError as error:
-            print(error)
-    """
-    return subprocess.run(
-        [sys.executable, "-c", "import sse_channel\n" + textwrap.dedent(code)],
-        env={**os.environ, "SSE_CHANNEL_BUS": f"local://{path}"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-
-
 def test_a_second_user_is_told_whose_it_is(directory):
     if os.getuid() != 0:
         missing("root, to become another user")
     directory.parent.chmod(0o711)
     assert refused(directory) == ""
-    done = as_nobody(directory)
+    done = publish_as(65534, f"local://{directory}")
     assert done.returncode == 0, done.stderr
     assert "belongs to the user 0, and this process runs as the user 65534" in done.stdout
     # With the default, each user has a place of their own.
@@ -400,7 +381,7 @@ def test_a_stranger_who_was_first_is_noticed():
     subprocess.run(["rm", "-rf", str(taken)], check=True)
     taken.mkdir(mode=0o700)
     try:
-        done = as_nobody("")
+        done = publish_as(65534, "local://")
         assert "belongs to the user 0" in done.stdout, done.stderr
     finally:
         taken.rmdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,17 +12,15 @@ from types import ModuleType
 
 import pytest
 
+from commands import load
+
 ROOT = Path(__file__).parent.parent
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 @pytest.fixture(scope="module")
 def matrix() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("matrix", ROOT / "scripts" / "matrix.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["matrix"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return load("matrix")
 
 
 @pytest.fixture

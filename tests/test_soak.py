@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from commands import load
 from parts import missing
 from servers import until
 
@@ -28,11 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "scripts" / "soak.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return load("soak")
 
 
 @pytest.fixture(scope="module")
