@@ -565,9 +565,11 @@ def last_article(server: Server) -> int:
 
 
 def has_article(follower: Follower, article: int) -> bool:
-    if not follower.streams:
-        return False
-    return any(f'"id":{article},' in event.data for event in follower.streams[-1].events[-2:])
+    # Over all streams: who has come back since has nothing on the newest, and gets nothing more.
+    newest = itertools.chain.from_iterable(
+        reversed(stream.events) for stream in reversed(follower.streams)
+    )
+    return any(f'"id":{article},' in event.data for event in itertools.islice(newest, 2))
 
 
 def conditions() -> str:

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +33,8 @@ CASES = [
 ]
 
 
+# Longer than each of the waits within, so that it is the wait that fails, and says what for.
+@pytest.mark.timeout(3 * faults.ALL_WITHIN)
 @pytest.mark.parametrize(("fault", "bus", "kind"), CASES)
 def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
     fault: faults.Fault, bus: type[faults.Bus], kind: str
@@ -44,6 +46,24 @@ def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
     print(outcome.blows, outcome.tally)
     assert outcome.problems == []
     assert outcome.tally.longest_wait <= LONGEST_WAIT
+
+
+class Came:
+    """A follower with what its streams, one after the other, brought it."""
+
+    def __init__(self, *streams: Sequence[Event]) -> None:
+        self.streams = [SimpleNamespace(events=list(events)) for events in streams]
+
+
+def test_who_has_come_back_since_the_last_article_has_it_still():
+    article = event(4, '{"id":7,"headline":"The last article"}')
+    assert faults.has_article(Came([*ALL, article]), 7)
+    assert faults.has_article(Came([*ALL, article], [], []), 7)
+    # One that was under way may come after it.
+    assert faults.has_article(Came([*ALL, article], [event(5)]), 7)
+    assert not faults.has_article(Came(ALL, []), 7)
+    assert not faults.has_article(Came([], [*ALL, article]), 8)
+    assert not faults.has_article(Came(), 7)
 
 
 # --- The tally ------------------------------------------------------------------------------------
