@@ -29,11 +29,14 @@ build: | $(BIN)/pip $(VENV)/.demo ## Build the extension into .venv
 demo: build ## Build, migrate, serve the news example and submit articles to it
 	@$(BIN)/python scripts/demo.py
 
-test: build $(VENV)/.test ## Build, and pass all tests (arguments for pytest: ARGS="-k name")
+# Most tests wait more than they compute, so that two at a time fit on one core.
+JOBS ?= 2
+
+test: build $(VENV)/.test ## Build, and pass all tests (one at a time: JOBS=0; arguments for pytest: ARGS="-k name")
 	cargo test --quiet --locked --no-default-features
 	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
 	$(PYTHON) scripts/races.py --quick
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 fuzz: build $(VENV)/.test ## Fuzz what the network or a caller shapes (nightly Rust; ARGS="--seconds 60 hub")
 	$(BIN)/python scripts/fuzz.py $(ARGS)

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,13 @@ def log_of(target: str, status: int, output: str) -> str:
 
 
 def run(target: str, runs: int, seconds: int, keeps: bool) -> Outcome:
+    # What it leaves when it is stopped in the middle of an input goes with this; in memory.
+    shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="sse-fuzz-", dir=shared) as temporary:
+        return fuzz(target, runs, seconds, keeps, temporary)
+
+
+def fuzz(target: str, runs: int, seconds: int, keeps: bool, temporary: str) -> Outcome:
     directory = unpack(target)
     # A step of a model is some bytes: short inputs alone would do too little.
     options = [f"-runs={runs}", f"-max_total_time={seconds}", "-max_len=4000", "-len_control=0"]
@@ -140,6 +148,7 @@ def run(target: str, runs: int, seconds: int, keeps: bool) -> Outcome:
             *(str(directory), "--", *options, "-print_final_stats=1", "-timeout=60"),
         ],
         cwd=FUZZ,
+        env={**os.environ, "TMPDIR": temporary},
         text=True,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -25,10 +25,11 @@ static WHOLE: OnceLock<Vec<(OsString, Vec<u8>)>> = OnceLock::new();
 struct Directory(PathBuf);
 
 impl Directory {
-    /// One that nobody else uses, in memory where the system has that.
+    /// One that nobody else uses, in memory where the system has that and nobody says otherwise.
     fn new() -> Directory {
         let shared = Path::new("/dev/shm");
-        let parent = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
+        let is_free = std::env::var_os("TMPDIR").is_none() && shared.is_dir();
+        let parent = if is_free { shared.to_owned() } else { std::env::temp_dir() };
         let number = NUMBERS.fetch_add(1, Relaxed);
         Directory(parent.join(format!("sse-fuzz-{}-{number}", std::process::id())))
     }
