@@ -5,7 +5,8 @@ Each target of `fuzz/` runs under the coverage-guided fuzzer, from the inputs th
 it has had RUNS inputs or SECONDS are over. The target `callers` is what Python code gives: EXAMPLES
 inputs for each of its tests. Told is a table; the exit status says whether all held.
 
-python scripts/fuzz.py [--runs N] [--seconds N] [--examples N] [--jobs N] [--keep] [TARGET …]
+python scripts/fuzz.py [--runs N] [--seconds N] [--examples N] [--jobs N] [--sanitizer none]
+                       [--keep] [TARGET …]
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ class Outcome(NamedTuple):
     failure: str
 
 
-def cargo_fuzz(*arguments: str) -> list[str]:
-    return ["cargo", "+nightly", "fuzz", arguments[0], "--fuzz-dir", ".", *arguments[1:]]
+def cargo_fuzz(command: str, *arguments: str, sanitizer: str) -> list[str]:
+    line = ["cargo", "+nightly", "fuzz", command, "--fuzz-dir", "."]
+    line += ["--features", "libfuzzer", "--sanitizer", sanitizer]
+    # Each has its own, or all would be built anew whenever the other is wanted.
+    line += ["--target-dir", f"target/{sanitizer}"]
+    return [*line, *arguments]
 
 
 def unpack(target: str) -> Path:
@@ -68,10 +73,10 @@ def unpack(target: str) -> Path:
     return directory
 
 
-def keep(target: str, directory: Path) -> None:
+def keep(target: str, directory: Path, sanitizer: str) -> None:
     """Keep what covers all that is covered, spread over the lengths."""
     subprocess.run(
-        [*cargo_fuzz("cmin", "--features", "libfuzzer", target), str(directory)],
+        [*cargo_fuzz("cmin", target, sanitizer=sanitizer), str(directory)],
         cwd=FUZZ,
         check=True,
         capture_output=True,
@@ -96,7 +101,7 @@ def on_one_processor(target: str, given: argparse.Namespace) -> Outcome:
             os.sched_setaffinity(0, {processor})
         if target == CALLERS:
             return run_callers(given.examples)
-        return run(target, given.runs, given.seconds, given.keep)
+        return run(target, given)
     finally:
         processors.put(processor)
 
@@ -129,22 +134,23 @@ def log_of(target: str, status: int, output: str) -> str:
     return f"exit {status}, see {os.path.relpath(log)}"
 
 
-def run(target: str, runs: int, seconds: int, keeps: bool) -> Outcome:
+def run(target: str, given: argparse.Namespace) -> Outcome:
     # What it leaves when it is stopped in the middle of an input goes with this; in memory.
     shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="sse-fuzz-", dir=shared) as temporary:
-        return fuzz(target, runs, seconds, keeps, temporary)
+        return fuzz(target, given, temporary)
 
 
-def fuzz(target: str, runs: int, seconds: int, keeps: bool, temporary: str) -> Outcome:
+def fuzz(target: str, given: argparse.Namespace, temporary: str) -> Outcome:
     directory = unpack(target)
     # A step of a model is some bytes: short inputs alone would do too little.
-    options = [f"-runs={runs}", f"-max_total_time={seconds}", "-max_len=4000", "-len_control=0"]
+    options = [f"-runs={given.runs}", f"-max_total_time={given.seconds}"]
+    options += ["-max_len=4000", "-len_control=0"]
     if target in THREADED:
         options.append("-detect_leaks=0")
     done = subprocess.run(
         [
-            *cargo_fuzz("run", "--features", "libfuzzer", target),
+            *cargo_fuzz("run", target, sanitizer=given.sanitizer),
             *(str(directory), "--", *options, "-print_final_stats=1", "-timeout=60"),
         ],
         cwd=FUZZ,
@@ -160,8 +166,8 @@ def fuzz(target: str, runs: int, seconds: int, keeps: bool, temporary: str) -> O
         return int(found[-1]) if found else 0
 
     failure = log_of(target, done.returncode, done.stderr)
-    if keeps and not failure:
-        keep(target, directory)
+    if given.keep and not failure:
+        keep(target, directory, given.sanitizer)
     return Outcome(
         target,
         last(r"stat::number_of_executed_units: +(\d+)"),
@@ -180,6 +186,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--examples", type=int, default=5000, help="for each test of `callers`")
     parser.add_argument("--jobs", "-j", type=int, default=1, help="targets at a time")
+    parser.add_argument(
+        "--sanitizer",
+        choices=["address", "none"],
+        default="address",
+        help="none: several times as many inputs, and unsafe code is not watched",
+    )
     parser.add_argument("--keep", action="store_true", help="keep what covers more")
     given = parser.parse_args()
     if unknown := set(given.targets) - set(targets):
@@ -188,7 +200,8 @@ def main() -> int:
         )
     chosen = given.targets or targets
     fuzzed = [target for target in chosen if target != CALLERS]
-    is_there = subprocess.run(cargo_fuzz("--version")[:4], capture_output=True, check=False)
+    asked = ["cargo", "+nightly", "fuzz", "--version"]
+    is_there = subprocess.run(asked, capture_output=True, check=False)
     if fuzzed and is_there.returncode:
         print(
             "the fuzzer is missing: rustup toolchain install nightly && cargo install cargo-fuzz",
@@ -197,11 +210,14 @@ def main() -> int:
         return 2
     if fuzzed:
         # Once for all, or each would wait for the other's.
-        subprocess.run(cargo_fuzz("build", "--features", "libfuzzer"), cwd=FUZZ, check=True)
+        subprocess.run(cargo_fuzz("build", sanitizer=given.sanitizer), cwd=FUZZ, check=True)
     of_this = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(given.jobs)
     for processor in sorted(of_this)[: given.jobs]:
         processors.put(processor)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {given.jobs} targets at a time\n")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, {given.jobs} targets at a time, "
+        f"sanitizer: {given.sanitizer}\n"
+    )
     print(
         "| target | inputs | edges | inputs/s | |\n| --- | ---: | ---: | ---: | --- |", flush=True
     )
