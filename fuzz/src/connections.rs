@@ -412,6 +412,8 @@ impl World {
             peer.longest_stall = peer.longest_stall.max(peer.stalled);
         }
         self.turn();
+        // A heartbeat may wait from now on, where those before it have filled the socket.
+        self.peers.iter_mut().filter(|peer| peer.has_heartbeat).for_each(Peer::expect);
     }
 
     fn revoke(&mut self, channel: Option<u8>, user: Option<u8>) {
