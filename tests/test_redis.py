@@ -505,6 +505,16 @@ def test_tls(redis, worker, certificate, name):
         ("redis:/u:secret@h", "redis://host"),
         ("redis:u:secret@h", "redis://host"),
         ("u:secret@h:6379", "redis://host"),
+        ("redis://u:secret", "redis://u:***"),
+        ("redis://:secret/0", "redis://:***"),
+        ("redis:secret", "redis:***"),
+        ("u:sec/ret", "u:***"),
+        ("redis://[::1]:secret", "redis://[::1]:***"),
+        # Nothing that is needed to see the mistake is hidden.
+        ("redis://h:6379/x", "redis://h:6379/x"),
+        ("redis://[::1]:6379/x", "redis://[::1]:6379/x"),
+        ("h:6379", "h:6379"),
+        ("local:/a:b", "local:/a:b"),
     ],
 )
 def test_a_bad_url_is_named_without_its_password(url, named):

@@ -470,11 +470,19 @@ def shown(value: object) -> str:
         return f"that {type(value).__name__}"
 
 
+_PASSWORD_ALONE = re.compile(
+    r"^(?!local:|memory:)((?:[a-z]+:/+)?(?:\[[^]]*\]|[^:/?@[]*)):(?!\d*(?:[/?]|$)).*",
+    flags=re.DOTALL | re.IGNORECASE,
+)
+
+
 def _shown(value: object) -> str:
     """A value without a password: errors end in logs."""
     if isinstance(value, str):
         # Also that of a URL which is none for want of a slash or of the scheme.
         value = re.sub(r"^([a-z]+:/+)?.*@", r"\1***@", value, flags=re.DOTALL | re.IGNORECASE)
+        # What stands in the place of a port and is none: a password whose @ and host are missing.
+        value = _PASSWORD_ALONE.sub(r"\1:***", value)
         value = re.sub(r"([?&](?!prefix=|ca=)[^=&]*=)[^&]*", r"\1***", value)
     return shown(value)
 
