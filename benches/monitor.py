@@ -34,7 +34,8 @@ from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 import sse_channel as library  # noqa: E402
 from browsers import ARGUMENTS  # noqa: E402
 from parts import chromium  # noqa: E402
-from servers import HOST, Server, open_streams  # noqa: E402
+from ports import HOST  # noqa: E402
+from servers import Server, open_streams  # noqa: E402
 
 LOAD = ROOT / "target/release/examples/load"
 

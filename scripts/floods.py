@@ -37,7 +37,8 @@ import psutil
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from servers import EXAMPLE, HOST, Server, until  # noqa: E402
+from ports import HOST  # noqa: E402
+from servers import EXAMPLE, Server, until  # noqa: E402
 
 PATH = "/channels/flooded/"
 PUBLISHER = """

@@ -47,8 +47,9 @@ WORK = ROOT / ".soak"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from buses import SharedBus  # noqa: E402
+from ports import HOST  # noqa: E402
 from redis_server import RedisServer  # noqa: E402
-from servers import HOST, Server  # noqa: E402
+from servers import Server  # noqa: E402
 
 MB = 1_000_000
 HISTORY_AGE = 90  # seconds; so that a worker's memory of the channels is full after that time

@@ -33,9 +33,9 @@ import psutil
 
 from delivery import Publishers, Submitter, Tally, tally
 from parts import missing
+from ports import HOST
 from redis_server import RedisServer
 from servers import (
-    HOST,
     WORKERS_KINDS,
     Follower,
     Relay,

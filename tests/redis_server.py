@@ -18,17 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from parts import missing
+from ports import HOST, free_port
 
 HERE = Path(__file__).parent
-HOST = "127.0.0.1"
 # As a Redis before 7: without sharded Pub/Sub.
 PLAIN = 'rename-command SPUBLISH ""\nrename-command SSUBSCRIBE ""\n'
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        return taken.getsockname()[1]
 
 
 class RedisServer:

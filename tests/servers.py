@@ -27,12 +27,12 @@ import h11
 import psutil
 
 from buses import bus_of
+from ports import HOST, free_port
 from sse_channel.parser import EventStreamParser
 from sse_channel.parser import ReceivedEvent as Event
 
 TESTS = Path(__file__).resolve().parent
 EXAMPLE = TESTS.parent / "examples" / "news"
-HOST = "127.0.0.1"
 STARTS_WITHIN = 60
 STOPS_WITHIN = 30
 ANSWERS_WITHIN = 30
@@ -390,12 +390,6 @@ def run_python(
     )
     assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stderr}"
     return done
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 # --- Event streams ------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from parts import missing
-from servers import HOST, TESTS, Server, free_port, open_streams, until
+from ports import HOST, free_port
+from servers import TESTS, Server, open_streams, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext

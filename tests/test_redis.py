@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from redis_server import HOST, RedisServer, RespError, Until, Worker, command
+from ports import HOST, free_port
+from redis_server import RedisServer, RespError, Until, Worker, command
 from sse_channel import configure
 
 PATIENT = {"SSE_CHANNEL_PUBLISH_TIMEOUT": "60"}
@@ -473,9 +474,7 @@ def test_tls(redis, worker, certificate, name):
     for option, file in [("cert", "server.pem"), ("key", "server.key"), ("ca-cert", "ca.pem")]:
         redis.call("CONFIG", "SET", f"tls-{option}-file", home / file)
     redis.call("CONFIG", "SET", "tls-auth-clients", "no")
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     try:
         redis.call("CONFIG", "SET", "tls-port", port)
     except RespError as error:

@@ -11,7 +11,8 @@ from contextlib import closing
 import pytest
 
 from parts import chromium, missing
-from servers import HOST, Answer, Server, open_stream, run_python, until
+from ports import HOST
+from servers import Answer, Server, open_stream, run_python, until
 
 EVENT_STREAM = "text/event-stream"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
