@@ -100,6 +100,17 @@ def script(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[None]:
+    """The tables of Django's apps."""
+    from django.core.management import call_command
+    from django.db import connection
+
+    call_command("migrate", verbosity=0)
+    yield
+    connection.close()
+
+
 @pytest.fixture
 def options() -> Iterator[Callable[..., None]]:
     """Options for one test."""

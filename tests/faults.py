@@ -32,7 +32,7 @@ from typing import NamedTuple
 import psutil
 
 from delivery import Publishers, Submitter, Tally, tally
-from parts import missing
+from parts import missing, small_file_system
 from ports import HOST
 from redis_server import RedisServer
 from servers import (
@@ -70,20 +70,14 @@ class Local:
 class SmallLocal(Local):
     """The same on a file system of its own, that is soon full."""
 
-    BYTES = 8 << 20
-
     def __init__(self, directory: Path) -> None:
         self.place = directory / "small"
-        self.place.mkdir()
-        if os.getuid() != 0:
-            missing("root, to mount a small file system")
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={self.BYTES},mode=700", "tmpfs"]
-        if subprocess.run([*mount, str(self.place)], capture_output=True).returncode != 0:
-            missing("the right to mount a small file system")
+        self._mounted = ExitStack()
+        self._mounted.enter_context(small_file_system(self.place, "8m"))
         super().__init__(self.place)
 
     def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], check=True)
+        self._mounted.close()
 
 
 class Redis:

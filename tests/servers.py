@@ -618,6 +618,16 @@ def open_stream(server: Server, path: str, **headers: str) -> Iterator[Stream]:
         yield stream
 
 
+@contextlib.contextmanager
+def quiet(server: Server) -> Iterator[None]:
+    """No traceback is in what the server says meanwhile."""
+    before = len(server.output())
+    yield
+    written = server.output()[before:]
+    print(written)
+    assert "Traceback" not in written
+
+
 class Follower:
     """A client that comes back with its last event id whenever its stream ends, as a browser does.
 

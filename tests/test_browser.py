@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from servers import Relay, Server, run_python
+from servers import Relay, Server, quiet, run_python
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -27,11 +27,8 @@ def running(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
-    before = len(running.output())
-    yield running
-    written = running.output()[before:]
-    print(written)
-    assert "Traceback" not in written
+    with quiet(running):
+        yield running
 
 
 def open_live(context: BrowserContext, server: Server) -> Page:

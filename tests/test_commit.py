@@ -15,15 +15,7 @@ from django.test import TestCase
 from sse_channel import Event, SSEChannel, config, stats
 from sse_channel.django import apublish_on_commit, publish_on_commit
 
-
-@pytest.fixture(autouse=True, scope="module")
-def database():
-    """The tables."""
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    yield
-    connection.close()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -21,14 +21,7 @@ from urls import with_database
 HEARTBEAT = b": heartbeat\n\n"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def database():
-    """The tables."""
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
-    yield
-    connection.close()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from buses import bus_of
-from parts import missing
+from parts import small_file_system
 from processes import Process
 from redis_server import RedisServer
 from sse_channel import SSEChannel, host_stats, presence
@@ -203,25 +203,20 @@ def test_without_a_directory_all_goes_on_and_it_is_told(process, directory):
 
 
 def test_a_full_file_system_ends_no_process(directory):
-    if os.getuid() != 0:
-        missing("root, to mount a small file system")
     place = directory.parent / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k,mode=700", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        missing("the right to mount a small file system")
-    try:
-        with Process(f"local://{place}/bus") as user, Process(f"local://{place}/bus") as late:
-            user("channels = [SSEChannel(f'{n}') for n in range(1000)]")
-            user("_ = [channel.listeners.__len__() for channel in channels]")
-            assert ask(user, "len(host_stats()['channels'])") == 1000
-            shared = 1000 - ask(user, "host_stats()['processes'][0]['unshared']")
-            assert 8 <= shared < 200
-            late("SSEChannel('late').listeners.__len__()")
-            assert "No space left" in ask(late, "host_stats()['trouble']")
-            assert ask(late, "len(host_stats()['channels'])") == shared + 1
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    with (
+        small_file_system(place, "100k"),
+        Process(f"local://{place}/bus") as user,
+        Process(f"local://{place}/bus") as late,
+    ):
+        user("channels = [SSEChannel(f'{n}') for n in range(1000)]")
+        user("_ = [channel.listeners.__len__() for channel in channels]")
+        assert ask(user, "len(host_stats()['channels'])") == 1000
+        shared = 1000 - ask(user, "host_stats()['processes'][0]['unshared']")
+        assert 8 <= shared < 200
+        late("SSEChannel('late').listeners.__len__()")
+        assert "No space left" in ask(late, "host_stats()['trouble']")
+        assert ask(late, "len(host_stats()['channels'])") == shared + 1
 
 
 def test_a_process_costs_little_memory_and_one_descriptor(process, directory):

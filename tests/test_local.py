@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from parts import missing
+from parts import missing, small_file_system
 from processes import Process, publish_as
 
 PATIENCE = 60.0
@@ -528,38 +528,29 @@ def test_a_damaged_store_is_put_aside(process, directory, content):
 
 
 def test_a_full_file_system_is_a_clear_error_and_heals(directory):
-    if os.getuid() != 0:
-        missing("root, to mount a small file system")
     place = directory.parent / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        missing("the right to mount a small file system")
     bus = f"local://{place}/bus"
-    try:
-        with Process(bus) as one, Process(bus) as other:
-            one("c = SSEChannel('news')")
-            other(LISTEN)
-            assert one("c.publish('fits')").startswith("'")
-            assert other("q.get(timeout=60)") == "'fits'"
-            filler = place / "filler"
-            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-                while file.write(b"x" * 4096):
-                    pass
-            says = ""
-            for _ in range(2000):
-                says = one("c.publish('y' * 10_000)")
-                if says.startswith("BusError"):
-                    break
-            assert "file system" in says
-            assert "make room" in says or "want of room" in says
-            sent = eval(other("[q.get_nowait() for _ in range(q.qsize())]"))
-            assert set(sent) <= {"y" * 10_000}
-            filler.unlink()
-            assert one("c.publish('room again')").startswith("'")
-            assert other("q.get(timeout=60)") == "'room again'"
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_file_system(place, "2m"), Process(bus) as one, Process(bus) as other:
+        one("c = SSEChannel('news')")
+        other(LISTEN)
+        assert one("c.publish('fits')").startswith("'")
+        assert other("q.get(timeout=60)") == "'fits'"
+        filler = place / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        says = ""
+        for _ in range(2000):
+            says = one("c.publish('y' * 10_000)")
+            if says.startswith("BusError"):
+                break
+        assert "file system" in says
+        assert "make room" in says or "want of room" in says
+        sent = eval(other("[q.get_nowait() for _ in range(q.qsize())]"))
+        assert set(sent) <= {"y" * 10_000}
+        filler.unlink()
+        assert one("c.publish('room again')").startswith("'")
+        assert other("q.get(timeout=60)") == "'room again'"
 
 
 # --- Who is killed or stopped --------------------------------------------------------------

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from servers import TESTS, Server, open_stream, run_python, until
+from servers import TESTS, Server, open_stream, quiet, run_python, until
 
 HEADLINE = "Rain by noon"
 
@@ -24,11 +24,8 @@ def server(running: Server) -> Iterator[Server]:
     """A server without articles."""
     with closing(sqlite3.connect(running.database, timeout=20)) as database, database:
         database.execute("DELETE FROM news_article")
-    before = len(running.output())
-    yield running
-    written = running.output()[before:]
-    print(written)
-    assert "Traceback" not in written
+    with quiet(running):
+        yield running
 
 
 def first_message(server: Server, path: str) -> dict:

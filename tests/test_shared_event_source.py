@@ -18,7 +18,7 @@ import pytest
 
 from browsers import ARGUMENTS, WITHIN
 from parts import chromium
-from servers import Relay, Server, open_stream, until
+from servers import Relay, Server, open_stream, quiet, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -45,11 +45,8 @@ def nobody(running: Server) -> None:
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
-    before = len(running.output())
-    yield running
-    written = running.output()[before:]
-    print(written)
-    assert "Traceback" not in written
+    with quiet(running):
+        yield running
 
 
 class Gate(Relay):
