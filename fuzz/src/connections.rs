@@ -179,6 +179,8 @@ pub fn connections(bytes: &[u8]) {
 struct World {
     hub: Arc<Hub>,
     keys: Vec<ChannelKey>,
+    /// Events that a channel remembers.
+    history: usize,
     offload: Offload,
     shard: Shard,
     events: Events,
@@ -200,6 +202,7 @@ impl World {
         World {
             hub,
             keys,
+            history,
             offload,
             shard,
             events: Events::with_capacity(64),
@@ -450,10 +453,23 @@ impl World {
             quiet = if read == 0 { quiet + 1 } else { 0 };
         }
         if self.ended.is_none() {
+            let forgotten = self.forgotten();
             for peer in &self.peers {
-                peer.check(&self.published, None, false);
+                peer.check(&self.published, &forgotten, None, false);
             }
         }
+    }
+
+    /// Of each event, whether its channel has forgotten it.
+    fn forgotten(&self) -> Vec<bool> {
+        let mut newer = [0; CHANNELS];
+        let of_one = |event: &Published| {
+            newer[event.channel] += 1;
+            newer[event.channel] > self.history
+        };
+        let mut forgotten: Vec<bool> = self.published.iter().rev().map(of_one).collect();
+        forgotten.reverse();
+        forgotten
     }
 
     /// Ends everything, and waits for it.
@@ -473,9 +489,10 @@ impl World {
         assert_eq!(self.offload.connections(), 0, "who is gone is not counted");
         // What is published at the end may be sent or not.
         let (mut missed, mut is_certain) = (0, self.ended == Some(self.published.len()));
+        let forgotten = self.forgotten();
         for peer in &self.peers {
             assert!(peer.is_over || peer.has_left, "each is told of the end");
-            let (its, is_all) = peer.check(&self.published, self.ended, true);
+            let (its, is_all) = peer.check(&self.published, &forgotten, self.ended, true);
             missed += its;
             is_certain &= is_all;
         }
@@ -568,7 +585,13 @@ impl Peer {
 
     /// Holds what it got to the model. Gives how many events it certainly should have and has not,
     /// and whether that is all there is to know of it.
-    fn check(&self, published: &[Published], ended: Option<usize>, is_final: bool) -> (u64, bool) {
+    fn check(
+        &self,
+        published: &[Published],
+        forgotten: &[bool],
+        ended: Option<usize>,
+        is_final: bool,
+    ) -> (u64, bool) {
         let Received { text, is_whole } = self.received();
         let may_be_cut = self.may_be_cut(published);
         // The end of a connection alone does not tell.
@@ -588,6 +611,9 @@ impl Peer {
             .collect();
         let (mut next, mut missed, mut is_all) = (0, 0, !may_be_cut && self.revoked.is_none());
         let mut is_told = false;
+        // Channels forget at different places, and what is lost of all of them is told once, before
+        // the first of it.
+        let mut is_told_of_others = false;
         let mut farewells = 0;
         while let Some(end) = find(rest, "\n\n") {
             let (frame, later) = rest.split_at(end + 2);
@@ -599,6 +625,7 @@ impl Peer {
             }
             if frame.starts_with(b"event: stream-reset\n") {
                 is_told = true;
+                is_told_of_others = self.channels.len() > 1;
                 is_all = false;
                 continue;
             }
@@ -610,7 +637,9 @@ impl Peer {
             let found = its[next..].iter().position(|(_, event)| event.frame == frame);
             let found = found.expect("an event of its channels, after those that it had");
             let gap = &its[next..next + found];
-            let lost = gap.iter().filter(|(_, event)| event.id > self.may_miss_until);
+            let lost = gap.iter().filter(|(number, event)| {
+                event.id > self.may_miss_until && !(is_told_of_others && forgotten[*number])
+            });
             missed += if is_told { 0 } else { lost.count() as u64 };
             is_told = false;
             next += found + 1;
@@ -631,6 +660,7 @@ impl Peer {
             is_all &= !is_behind;
             let until = ended.unwrap_or(published.len());
             let left = its[next..].iter().filter(|(number, event)| {
+                let is_told = is_told || (is_told_of_others && forgotten[*number]);
                 *number < until && event.id > self.may_miss_until && !is_told && !is_behind
             });
             missed += left.count() as u64;
