@@ -525,6 +525,9 @@ impl Peer {
                 Ok(0) => self.is_over = true,
                 Ok(read) => {
                     count += read;
+                    // What has found room since may be all that there is room for.
+                    self.is_drained = false;
+                    self.was_served = false;
                     self.got.extend_from_slice(&buffer[..read]);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
