@@ -142,31 +142,30 @@ def settled(looks: Iterable[Look], quantities: Sequence[str], settles: float) ->
 
 
 def generations(looks: Iterable[Look], quantities: Sequence[str], age: float) -> list[Series]:
-    """The workers of each reload at the same age, as one series for each quantity."""
-    nearest: dict[tuple[int, int], Look] = {}
+    """The workers of each reload about the same age, as one series for each quantity."""
+    by_worker: dict[tuple[int, int], list[Look]] = {}
     for look in looks:
-        key = (look.generation, look.process)
         # The first ones began before anything was published.
-        if look.role != "worker" or not look.generation:
-            continue
-        if key not in nearest or abs(look.age - age) < abs(nearest[key].age - age):
-            nearest[key] = look
-    by_generation: dict[int, list[Look]] = {}
-    for (generation, _), look in nearest.items():
-        # One that ended before is none of that age.
-        if abs(look.age - age) < age / 3:
-            by_generation.setdefault(generation, []).append(look)
+        if look.role == "worker" and look.generation and abs(look.age - age) < age / 3:
+            by_worker.setdefault((look.generation, look.process), []).append(look)
+    by_generation: dict[int, list[list[Look]]] = {}
+    for (generation, _), its in by_worker.items():
+        by_generation.setdefault(generation, []).append(its)
+
+    def point(workers: list[list[Look]], quantity: str) -> tuple[float, float]:
+        # By the median: a database that is open for a request has four descriptors.
+        return (
+            statistics.mean(statistics.median(look.at for look in its) for its in workers),
+            statistics.mean(
+                statistics.median(look.values[quantity] for look in its) for its in workers
+            ),
+        )
+
     return [
         Series(
             f"workers of each reload at {age:.0f} s",
             quantity,
-            [
-                (
-                    statistics.mean(look.at for look in its),
-                    statistics.mean(look.values[quantity] for look in its),
-                )
-                for _, its in sorted(by_generation.items())
-            ],
+            [point(workers, quantity) for _, workers in sorted(by_generation.items())],
         )
         for quantity in quantities
     ]

@@ -297,6 +297,18 @@ def test_the_workers_of_each_reload_are_compared_at_one_age(soak):
     assert not series.is_flat
 
 
+def test_a_file_that_is_open_for_a_moment_at_that_age_is_no_growth(soak):
+    looks = [
+        soak.Look(100.0 * generation + age, 10 + generation, "worker", generation, float(age), its)
+        for generation in range(1, 5)
+        for age in range(0, 90, 10)
+        for its in [{"descriptors": 24.0 if age == 60 and generation > 2 else 20.0}]
+    ]
+    (series,) = soak.generations(looks, ["descriptors"], 60)
+    assert [value for _, value in series.points] == [20, 20, 20, 20]
+    assert series.is_flat
+
+
 def test_clients_that_have_not_got_what_was_published_are_named(soak):
     server = type("Server", (), {"environment": {}})()
     publishers = soak.Publishers(server)
