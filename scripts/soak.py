@@ -153,7 +153,7 @@ def generations(looks: Iterable[Look], quantities: Sequence[str], age: float) ->
         by_generation.setdefault(generation, []).append(its)
 
     def point(workers: list[list[Look]], quantity: str) -> tuple[float, float]:
-        # By the median: a database that is open for a request has four descriptors.
+        # By the median: a database that is open during a request takes three descriptors or four.
         return (
             statistics.mean(statistics.median(look.at for look in its) for its in workers),
             statistics.mean(
