@@ -254,20 +254,20 @@ EVERYTHING = """
     import django
     django.setup()
     from django.core.management import call_command
-    from django.test import RequestFactory
+    from django.test import RequestFactory, override_settings
     from django.urls import path
     from django.views.debug import ExceptionReporter
     import sse_channel
-    from sse_channel import BusError, SSEChannel, config, host_stats, stats
+    from sse_channel import BusError, SSEChannel, config, host_stats, monitor, stats
     from sse_channel.django import metrics
-    from sse_channel.monitor import *
     urlpatterns = [path("", metrics)]
 
     def report():
         its = ExceptionReporter(RequestFactory().get("/"), *sys.exc_info())
         print(its.get_traceback_text(), its.get_traceback_html(), file=shown)
 
-    print(config.options(), config.bus_settings, sse_channel._sse_channel.bus_url(), file=shown)
+    # Before the bus is begun, and again after it.
+    print(config.options(), stats(), monitor._frame(1.0), file=shown)
     sse_channel.configure(publish_timeout=0.5)
     channel = SSEChannel("news")
     try:
@@ -283,7 +283,12 @@ EVERYTHING = """
     except ValueError as error:
         print(error, file=shown)
         report()
-    print(channel, stats(), host_stats(), channel.stats(), file=shown)
+    try:
+        with override_settings(SSE_CHANNEL={"BUS": config.options().bus + "?prefix=x"}):
+            pass
+    except ValueError as error:
+        print(error, file=shown)
+    print(channel, stats(), host_stats(), channel.stats(), monitor._frame(1.0), file=shown)
     print(metrics(RequestFactory().get("/metrics")).content.decode(), file=shown)
     call_command("check", "--deploy", stdout=shown, stderr=shown)
     try:

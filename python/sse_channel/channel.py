@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 from . import _sse_channel, rendering
-from .config import options, shown
+from .config import bus_shown, options, shown
 from .control import disconnect, user_key
 from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
 from .offload import refused
@@ -377,7 +377,7 @@ def stats() -> dict[str, Any]:
         "process": os.getpid(),
         "bus": _sse_channel.bus_figures()
         or {
-            "url": options().bus,
+            "url": bus_shown(),
             "lag": 0.0,
             "waiting": 0,
             "connected": False,

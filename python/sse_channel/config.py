@@ -49,6 +49,7 @@ from . import _sse_channel
 __all__ = [
     "Options",
     "bus_settings",
+    "bus_shown",
     "configure",
     "mistakes",
     "options",
@@ -478,13 +479,20 @@ _PASSWORD_ALONE = re.compile(
 
 def _shown(value: object) -> str:
     """A value without a password: errors end in logs."""
-    if isinstance(value, str):
-        # Also that of a URL which is none for want of a slash or of the scheme.
-        value = re.sub(r"^([a-z]+:/+)?.*@", r"\1***@", value, flags=re.DOTALL | re.IGNORECASE)
-        # What stands in the place of a port and is none: a password whose @ and host are missing.
-        value = _PASSWORD_ALONE.sub(r"\1:***", value)
-        value = re.sub(r"([?&](?!prefix=|ca=)[^=&]*=)[^&]*", r"\1***", value)
-    return shown(value)
+    return shown(_without_password(value) if isinstance(value, str) else value)
+
+
+def _without_password(url: str) -> str:
+    # Also that of a URL which is none for want of a slash or of the scheme.
+    url = re.sub(r"^([a-z]+:/+)?.*@", r"\1***@", url, flags=re.DOTALL | re.IGNORECASE)
+    # What stands in the place of a port and is none: a password whose @ and host are missing.
+    url = _PASSWORD_ALONE.sub(r"\1:***", url)
+    return re.sub(r"([?&](?!prefix=|ca=)[^=&]*=)[^&]*", r"\1***", url)
+
+
+def bus_shown() -> str:
+    """The URL of the bus without a password, also while the bus is not in use yet."""
+    return _sse_channel.bus_url() or _without_password(options().bus)
 
 
 def has_password(url: str) -> bool:

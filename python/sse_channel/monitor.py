@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 
 from . import _sse_channel
 from .channel import SSEChannel
-from .config import options
+from .config import bus_shown, options
 from .control import tell
 from .event import Event
 from .queue import ClientQueue
@@ -478,7 +478,7 @@ def _frame(seconds: float) -> dict[str, Any]:
         "form": _sse_channel.ANSWERS_FORM,
         "t": time.time_ns() // 1_000_000,
         "seconds": seconds,
-        "bus": _sse_channel.bus_url() or options().bus,
+        "bus": bus_shown(),
     }
 
 
