@@ -5,6 +5,7 @@ Attacks that belong to one part of the library are tested with that part.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -12,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from django.test import RequestFactory, override_settings
+from django.conf import settings
+from django.test import RequestFactory
 
 from buses import BUSES, bus_of
 from parts import missing
@@ -35,9 +39,9 @@ NOBODY = 65534
 FORGED = "event: forged\ndata: forged\nid: 9-9\nretry: 1\n\n"
 STRANGE = [
     f"{start}{end}{FORGED.replace(chr(10), end)}"
-    for start in ("", "x", "\ufeff")
+    for start in ("", "x", " x", "\ufeff")
     for end in ("\n", "\r", "\r\n", "\n\n", "\r\r", "\n\r")
-] + ["\0", "\ufeff", "\u2028data: forged", "\x85data: forged", "\x0bdata: forged", "\x1b[2J"]
+] + [" x", "\0", "\ufeff", "\u2028data: forged", "\x85data: forged", "\x0bdata: forged", "\x1b[2J"]
 
 
 def as_lines(text: str) -> str:
@@ -78,25 +82,46 @@ def test_a_strangers_text_is_one_event_and_no_field_of_another(channel, how):
         assert (event.json() if how == "json" else event.data) == expected
 
 
+def is_refused(channel: SSEChannel, message: object, why: str, *, event: str | None = None) -> None:
+    """A message is refused by each of the ways, and nothing of it is sent."""
+    whole = Event(message, event=event) if event is not None else message
+    ways: list[Callable[[], object]] = [
+        lambda: channel.publish(message, event=event),
+        lambda: channel.publish(whole),
+        lambda: asyncio.run(channel.apublish(whole)),
+        lambda: channel.stream(initial=whole),
+    ]
+    with channel.stream(heartbeat=None) as stream:
+        next(stream)
+        for way in ways:
+            with pytest.raises(ValueError, match=why):
+                way()
+        renders = {"render": lambda _: whole, "key": object()}
+        with channel.stream(heartbeat=None, **renders) as rendering:
+            next(rendering)
+            channel.publish("next")
+            (got,) = EventStreamParser().feed(next(rendering))
+            assert (got.type, got.data) == ("stream-error", '{"reason":"render-failed"}')
+        (got,) = EventStreamParser().feed(next(stream))
+        assert (got.type, got.data) == ("message", "next")
+
+
 def test_a_strangers_event_name_is_one_or_none(channel):
     for text in STRANGE:
+        if any(end in text for end in "\r\n\0"):
+            is_refused(channel, "message", "must not contain CR, LF or NUL", event=text)
+            continue
         with channel.stream(heartbeat=None) as stream:
             next(stream)
-            if any(end in text for end in "\r\n\0"):
-                with pytest.raises(ValueError, match="must not contain CR, LF or NUL"):
-                    channel.publish("message", event=text)
-                continue
             channel.publish("message", event=text)
             (event,) = EventStreamParser().feed(next(stream))
             assert (event.type, event.data) == (text, "message")
 
 
-@pytest.mark.parametrize("field", ["data", "event", "comment"])
+@pytest.mark.parametrize("field", ["data", "json", "event", "comment"])
 def test_what_utf_8_cannot_carry_is_refused_and_nothing_is_sent(channel, field):
-    listening = channel.listen()
-    with pytest.raises(ValueError, match="lone surrogate"):
-        channel.publish(Event(**{"data": "x", field: "\ud800"}))
-    assert listening.qsize() == 0
+    fields = {"data": ["\ud800"]} if field == "json" else {"data": "x", field: "\ud800"}
+    is_refused(channel, Event(**fields), "lone surrogate")
 
 
 # --- One channel and another ------------------------------------------------------------------
@@ -115,8 +140,11 @@ NAMES = [
         "a'--",
         'a"',
         "%61",
+        "a%7D",
         "á",
         "a\u0301",
+        "\uff41",
+        "x" * 254,
         "x" * 255,
     ),
 ]
@@ -336,14 +364,18 @@ def test_a_password_in_the_settings_is_a_warning(monkeypatch):
     from sse_channel.django.checks import register
     from test_checks import check
 
+    def set_bus(url: str) -> None:
+        # Not override_settings, which begins the bus of this process anew.
+        monkeypatch.setattr(settings, "SSE_CHANNEL", {"BUS": url}, raising=False)
+
     register()
-    monkeypatch.delenv("SSE_CHANNEL_BUS")
-    with override_settings(SSE_CHANNEL={"BUS": f"redis://me:{SECRET}@localhost"}):
+    for url in (f"redis://me:{SECRET}@localhost", f"rediss://:{SECRET}@localhost"):
+        set_bus(url)
         warning = check(deploy=True)["W008"]
         assert SECRET not in f"{warning}"
         assert "W008" not in check()
-    with override_settings(SSE_CHANNEL={"BUS": "redis://localhost"}):
-        assert "W008" not in check(deploy=True)
+    set_bus("redis://localhost")
+    assert "W008" not in check(deploy=True)
 
 
 # --- Logs, metrics, terminals -----------------------------------------------------------------
@@ -355,14 +387,15 @@ def test_no_name_writes_a_line_of_the_log_or_of_the_metrics(until, caplog):
 
     from sse_channel.prometheus import Collector
 
-    forged = 'x"} 1\nforged{channel="y'
+    steers = "\r\x1b[2J\x85\u2028"
+    forged = 'x"} 1\nforged{channel="y' + steers
     caplog.set_level(logging.INFO, logger.name)
-    request = RequestFactory().get("/", REMOTE_ADDR="192.0.2.1\nforged")
-    response = EventStreamResponse(request, forged, user="me\nforged")
+    request = RequestFactory().get("/", REMOTE_ADDR=f"192.0.2.1\n{steers}forged")
+    response = EventStreamResponse(request, forged, user=f"me\n{steers}forged")
     SSEChannel(forged).publish("x")
     response.close()
     until(lambda: any("disconnected" in record.getMessage() for record in caplog.records))
-    assert all("\n" not in record.getMessage() for record in caplog.records)
+    assert all(record.getMessage().isprintable() for record in caplog.records)
     registry = CollectorRegistry()
     registry.register(Collector())
     families = list(text_string_to_metric_families(generate_latest(registry).decode()))
@@ -371,17 +404,29 @@ def test_no_name_writes_a_line_of_the_log_or_of_the_metrics(until, caplog):
     assert forged in channels
 
 
-def test_a_line_of_json_cannot_steer_a_terminal(channel, monkeypatch):
+CONTROLS = [char for char in map(chr, range(256)) if unicodedata.category(char) == "Cc"]
+# All that a message can hold: an end of a line is one on the wire.
+STEERING = "[2J".join(char for char in (*CONTROLS, "\u2028", "\u2029") if char not in "\r\n")
+
+
+# The last is JSON but for what must be escaped there.
+@pytest.mark.parametrize("message", [STEERING, {STEERING: STEERING}, f'"{STEERING}"'])
+def test_a_line_of_json_cannot_steer_a_terminal(channel, message):
     import json
 
     from sse_channel import commands
 
-    text = "\x9b2J\x7f\u2028\u2029\x1b[2J"
-    for message in (text, {text: text}):
-        event = channel_event(channel, message)
-        line = commands._json_line(event)
-        assert not any(char in line for char in text if not char.isprintable())
-        assert json.loads(line)["data"] == message
+    event = channel_event(channel, message)
+    line = commands._json_line(event)
+    assert line.isprintable()
+    assert json.loads(line) == {"id": event.last_event_id, "event": event.type, "data": message}
+
+
+@pytest.mark.parametrize("message", [STEERING, {STEERING: STEERING}, "two\nlines"])
+def test_a_line_of_text_cannot_steer_a_terminal(channel, message):
+    from sse_channel import commands
+
+    assert commands._human_line(channel_event(channel, message)).isprintable()
 
 
 def channel_event(channel, message):
