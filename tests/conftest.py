@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,9 @@ _bus = tempfile.TemporaryDirectory(prefix="sse-", dir="/tmp")
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has its background ignore Ctrl-C, and what is begun there inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A bus that nobody else hears. Sockets lie in it, so that its path must be short.
     os.environ.setdefault("SSE_CHANNEL_BUS", f"local://{_bus.name}/bus")
     settings.configure(
