@@ -34,7 +34,7 @@ JOBS ?= 2
 
 test: build $(VENV)/.test ## Build, and pass all tests (one at a time: JOBS=0; arguments for pytest: ARGS="-k name")
 	cargo test --quiet --locked --no-default-features
-	CARGO_TARGET_DIR=target cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+	cargo test --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 	$(PYTHON) scripts/races.py --quick
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 

@@ -29,6 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import load_generator  # noqa: E402
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 
 import sse_channel as library  # noqa: E402
@@ -36,8 +37,6 @@ from browsers import ARGUMENTS  # noqa: E402
 from parts import chromium  # noqa: E402
 from ports import HOST  # noqa: E402
 from servers import Server, open_streams  # noqa: E402
-
-LOAD = ROOT / "target/release/examples/load"
 
 #: Events a second of each channel.
 RATES = {"prices": 30, "news": 15, "alerts": 5}
@@ -120,7 +119,13 @@ class Visitors(threading.Thread):
 @contextlib.contextmanager
 def load(server: Server, clients: int) -> Iterator[None]:
     """Streams of `prices`, read by the load generator, which checks their order."""
-    command = [str(LOAD), "clients", f"{HOST}:{server.port}", "/channels/prices/", str(clients)]
+    command = [
+        str(load_generator.LOAD),
+        "clients",
+        f"{HOST}:{server.port}",
+        "/channels/prices/",
+        str(clients),
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -165,8 +170,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60, help="until the page is drawn")
     parser.add_argument("--screenshots", type=Path, help="a directory to put them in")
     arguments = parser.parse_args()
-    command = ["cargo", "build", "--release", "--quiet", "--no-default-features"]
-    subprocess.run([*command, "--example", "load"], cwd=ROOT, check=True)
+    load_generator.build()
     in_python, laggards = arguments.clients // 20, 4
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

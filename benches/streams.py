@@ -38,11 +38,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import load_generator
 import psutil
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LOAD = ROOT / "target/release/examples/load"
 HOST = "127.0.0.1"
 SECONDS = 10  # of one event each
 BURST = 40  # events at once
@@ -83,7 +83,7 @@ def uvicorn(app: str, loop: str = "uvloop") -> list[str]:
 WSGI, ASGI = "django_app:wsgi", "django_app:asgi"
 OFF = {"BENCH_OFFLOAD": "0"}
 KINDS = {
-    "floor": Kind([str(LOAD), "floor", "{port}"]),
+    "floor": Kind([str(load_generator.LOAD), "floor", "{port}"]),
     "offloaded, sync": Kind([*gunicorn("sync"), WSGI]),
     "offloaded, gthread": Kind([*gunicorn("gthread", "--threads", "4"), WSGI]),
     "offloaded, gevent": Kind([*gunicorn("gevent"), WSGI]),
@@ -246,7 +246,7 @@ class Load:
             subprocess.Popen(
                 [
                     # Each has some 28,000 ports to one address.
-                    *(LOAD, "clients", f"127.0.0.{1 + part}:{server.port}"),
+                    *(load_generator.LOAD, "clients", f"127.0.0.{1 + part}:{server.port}"),
                     *(server.kind.stream, str(share), *more),
                 ],
                 stdin=subprocess.PIPE,
@@ -438,11 +438,7 @@ def main() -> int:
     )
     parser.add_argument("--plot", type=Path, help="draw the figures of the most clients there")
     given = parser.parse_args()
-    subprocess.run(
-        ["cargo", "build", "--release", "--quiet", "--no-default-features", "--example", "load"],
-        cwd=ROOT,
-        check=True,
-    )
+    load_generator.build()
     print(conditions(), end="\n\n")
     if given.come_back:
         come_back(max(given.clients))

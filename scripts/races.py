@@ -17,7 +17,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CARGO = ["test", "--quiet", "--locked", "--no-default-features"]
+# In a directory of its own: one file is the library of whatever features, and `make test` would
+# take that of the other for its own.
+CARGO = ["test", "--quiet", "--locked", "--no-default-features", "--target-dir", "target/races"]
 
 #: Schedules of each model.
 ROUNDS = 100_000

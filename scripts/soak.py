@@ -44,7 +44,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".soak"
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benches")]
+
+import load_generator  # noqa: E402
 
 from buses import SharedBus  # noqa: E402
 from ports import HOST  # noqa: E402
@@ -863,13 +865,6 @@ def conditions(run: Run, given: argparse.Namespace) -> str:
     )
 
 
-def build() -> Path:
-    """The load generator's program."""
-    command = ["cargo", "build", "--release", "--quiet", "--locked", "--no-default-features"]
-    subprocess.run([*command, "--example", "load"], cwd=ROOT, check=True)
-    return ROOT / "target/release/examples/load"
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="soak.py", description="Thousands of clients that come and go: is all flat?"
@@ -906,7 +901,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     given = parse(words)
-    program = given.load or build()
+    program = given.load or load_generator.build()
     seconds = given.minutes * 60
     given.directory = given.directory.resolve()
     given.directory.mkdir(parents=True, exist_ok=True)
