@@ -27,12 +27,15 @@ _directory = tempfile.TemporaryDirectory()
 _bus = tempfile.TemporaryDirectory(prefix="sse-", dir="/tmp")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell has its background ignore Ctrl-C, and what is begun there inherits that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A bus that nobody else hears. Sockets lie in it, so that its path must be short.
-    os.environ.setdefault("SSE_CHANNEL_BUS", f"local://{_bus.name}/bus")
+    # A bus that nobody else hears. Sockets lie in it, so that its path must be short. Of each
+    # process of pytest-xdist, which would inherit that of the one that only gives them tests.
+    runs_tests = hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None)
+    if runs_tests:
+        os.environ.setdefault("SSE_CHANNEL_BUS", f"local://{_bus.name}/bus")
     settings.configure(
         ALLOWED_HOSTS=["testserver"],
         DATABASES={
