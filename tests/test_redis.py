@@ -230,6 +230,36 @@ def test_ten_seconds_without_redis_lose_and_double_nothing(redis, worker, name, 
     check_each_once_in_order(published, messages)
 
 
+def test_a_thousand_publishes_at_once_are_stored_each_in_the_order_of_their_calls(worker, name):
+    publisher, listener = worker(**PATIENT), worker()
+    listener("listen", name)
+    # Once while it connects, once on the connection.
+    for number in range(2):
+        ids = publisher("publish_together", name, 1000)
+        assert len(set(ids)) == 1000, f"round {number}: acknowledged with the id of another"
+        assert ids == sorted(ids, key=key)
+        assert listener("get", name, 1000) == list(range(1000))
+    assert listener("got", name) == []
+
+
+def test_hundreds_of_publishes_that_meet_a_crash_are_stored_each(redis, worker, name):
+    publisher, listener = worker(**PATIENT), worker()
+    listener("listen", name)
+    publisher("publish", name, "first.0.0")
+    # What is under way then, or waits, is given again all at once.
+    redis.signal(signal.SIGSTOP)
+    publisher("start_publishing", name, "p", 2, 0, 300)
+    time.sleep(1)
+    redis.kill()
+    redis.start()
+    published = publisher("join_publishers")
+    assert [error for _, _, error in published if error] == []
+    assert len({event_id for _, event_id, _ in published}) == 600
+    messages = listener("get", name, 601)[1:]
+    assert listener("got", name) == []
+    check_each_once_in_order(published, messages)
+
+
 def test_a_publish_that_is_given_twice_lands_once(redis, worker, name):
     """Redis stands still for so long that the connection is given up; then it gets the bytes of
     both connections.

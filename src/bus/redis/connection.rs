@@ -1,17 +1,20 @@
 //! One connection to Redis, ready for use: found, encrypted, let in, its scripts loaded.
 
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, TryFutureExt};
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, ProtocolVersion, PushInfo, RedisConnectionInfo, Value, cmd,
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -38,13 +41,17 @@ const KEEPALIVE_TIMES: u32 = 3;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// Commands that wait to be written, at the most; the engine bounds what is under way by far less.
-const QUEUE: usize = 4096;
+/// Commands that wait to be written, at the most: more than channels and publications there can be, since
+/// one that had to wait for room could be overtaken. An empty queue takes no memory for it.
+const QUEUE: usize = 1 << 20;
 
 /// A page of a stream has so many bytes, or one event: well below what Redis lets a subscriber
 /// fall behind by.
 const PAGE_BYTES: usize = 1 << 20;
 const PAGE_EVENTS: usize = 200;
+
+/// The answer to a command that was given.
+pub type Call<T> = BoxFuture<'static, Result<T, Trouble>>;
 
 /// What commands are given to: cheap to copy.
 #[derive(Clone, Debug)]
@@ -145,19 +152,27 @@ impl Link {
 }
 
 impl Line {
-    /// Gives one command. What is called first is sent first.
+    /// Gives one command, at once: what is called first is sent first, whoever looks at the answers and
+    /// when.
     ///
     /// # Errors
     /// What Redis says, or that it says nothing.
-    pub async fn call(self, command: Cmd) -> Result<Value, Trouble> {
-        let mut connection = self.connection;
-        Ok(command.query_async::<Value>(&mut connection).await?)
+    pub fn call(&self, command: Cmd) -> Call<Value> {
+        let mut connection = self.connection.clone();
+        let query = async move { Ok(command.query_async::<Value>(&mut connection).await?) };
+        // Sent by the first poll, which is why that is here. Without bounds: tokio would have a task that
+        // gives many at once stop in the middle of them, and go on with the last of the rest.
+        let mut query = Box::pin(unconstrained(query));
+        match query.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => Box::pin(ready(answer)),
+            Poll::Pending => query,
+        }
     }
 
     async fn load(&self, script: &str) -> Result<String, Trouble> {
         let mut load = cmd("SCRIPT");
         load.arg("LOAD").arg(script);
-        let reply = self.clone().call(load).await?;
+        let reply = self.call(load).await?;
         let sha = entry::bytes(&reply).map(|sha| String::from_utf8_lossy(sha).into_owned());
         sha.ok_or_else(|| strange("SCRIPT LOAD"))
     }
@@ -166,7 +181,7 @@ impl Line {
     async fn is_sharded(&self) -> Result<bool, Trouble> {
         let mut info = cmd("COMMAND");
         info.arg("INFO").arg("SPUBLISH").arg("SSUBSCRIBE");
-        match self.clone().call(info).await {
+        match self.call(info).await {
             Ok(Value::Array(known)) => {
                 Ok(known.len() == 2 && known.iter().all(|info| !matches!(info, Value::Nil)))
             }
@@ -175,24 +190,24 @@ impl Line {
         }
     }
 
-    /// From its answer on, what is published to the channel is pushed.
+    /// From its answer on, what is published to the channel is pushed. Sent at once, as `call`.
     ///
     /// # Errors
     /// As `call`.
-    pub async fn subscribe(&self, keys: &Keys) -> Result<(), Trouble> {
+    pub fn subscribe(&self, keys: &Keys) -> Call<()> {
         let mut subscribe = cmd(if self.sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" });
         subscribe.arg(&keys.announced);
-        self.clone().call(subscribe).await.map(drop)
+        Box::pin(self.call(subscribe).map_ok(drop))
     }
 
-    /// Ends that.
+    /// Ends that. Sent at once, as `call`.
     ///
     /// # Errors
     /// As `call`.
-    pub async fn unsubscribe(&self, keys: &Keys) -> Result<(), Trouble> {
+    pub fn unsubscribe(&self, keys: &Keys) -> Call<()> {
         let mut unsubscribe = cmd(if self.sharded { "SUNSUBSCRIBE" } else { "UNSUBSCRIBE" });
         unsubscribe.arg(&keys.announced);
-        self.clone().call(unsubscribe).await.map(drop)
+        Box::pin(self.call(unsubscribe).map_ok(drop))
     }
 
     /// The newest id of a channel that is known here up to `known`.
@@ -205,7 +220,7 @@ impl Line {
         known: EventId,
         limits: Limits,
     ) -> Result<EventId, Trouble> {
-        let reply = self.clone().call(self.scripts.look(keys, known, limits)).await?;
+        let reply = self.call(self.scripts.look(keys, known, limits)).await?;
         entry::id(&reply).ok_or_else(|| strange("the look at a channel"))
     }
 
@@ -214,7 +229,7 @@ impl Line {
     /// # Errors
     /// As `call`.
     pub async fn time(&self) -> Result<EventId, Trouble> {
-        let reply = self.clone().call(cmd("TIME")).await?;
+        let reply = self.call(cmd("TIME")).await?;
         let number =
             |value: &Value| std::str::from_utf8(entry::bytes(value)?).ok()?.parse::<u64>().ok();
         let time = match &reply {
@@ -244,7 +259,7 @@ impl Line {
         let mut position = after;
         loop {
             let read = self.scripts.read(keys, position, PAGE_EVENTS, PAGE_BYTES);
-            let reply = self.clone().call(read).await?;
+            let reply = self.call(read).await?;
             let page = Page::from_reply(&reply).ok_or_else(|| strange("a page of a stream"))?;
             entries.extend(page.entries);
             match page.next {

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, sleep_until};
 
-use crate::bus::redis::connection::{Line, Link};
+use crate::bus::redis::connection::{Call, Line, Link};
 use crate::bus::redis::entry::{self, Entry};
 use crate::bus::redis::script::Producer;
 use crate::bus::redis::target::Keys;
@@ -393,16 +393,12 @@ impl Engine {
         }
     }
 
-    fn give(
-        &self,
-        line: &Line,
-        sent: &Sent,
-    ) -> impl Future<Output = Result<Value, Trouble>> + use<> {
+    fn give(&self, line: &Line, sent: &Sent) -> Call<Value> {
         let publication = &sent.waiting.publication;
         let keys = self.keys(&publication.channel);
         let limits = self.shared.limits;
         let call = line.scripts.publish(&keys, &self.producer, sent.sequence, publication, limits);
-        line.clone().call(call)
+        line.call(call)
     }
 
     /// The answer to the oldest publication under way.
@@ -602,8 +598,10 @@ impl Engine {
         let hearing = Hearing::Soon(Vec::new());
         self.tuned.insert(key, Tuned { name: Arc::clone(name), hearing });
         let (name, line, limits) = (Arc::clone(name), line.clone(), self.shared.limits);
+        // Now: behind what ended it the last time.
+        let subscribed = line.subscribe(&keys);
         jobs.push(Box::pin(async move {
-            let position = match line.subscribe(&keys).await {
+            let position = match subscribed.await {
                 Ok(()) => line.look(&keys, BEGINNING, limits).await,
                 Err(trouble) => Err(trouble),
             };
@@ -755,8 +753,8 @@ impl Engine {
     }
 
     fn detune(&self, keys: Keys, line: &Line, jobs: &mut Jobs) {
-        let line = line.clone();
-        jobs.push(Box::pin(async move { Job::Detune(line.unsubscribe(&keys).await) }));
+        let unsubscribed = line.unsubscribe(&keys);
+        jobs.push(Box::pin(async move { Job::Detune(unsubscribed.await) }));
     }
 }
 
