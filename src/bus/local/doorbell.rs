@@ -343,7 +343,18 @@ fn watch_deletions(_: &Path) -> Option<OwnedFd> {
 #[derive(Debug)]
 pub struct Ringer {
     socket: UnixDatagram,
+    /// For the bells that `socket` has no room for.
+    spare: UnixDatagram,
     directory: PathBuf,
+}
+
+/// What became of a ring.
+enum Sent {
+    Whole,
+    /// The kernel takes no more: from this socket, or for that bell.
+    Full,
+    /// Nobody hears it any more.
+    Dead,
 }
 
 impl Ringer {
@@ -352,34 +363,63 @@ impl Ringer {
     /// # Errors
     /// `Io` when the machine gives no socket.
     pub fn new(directory: &Path) -> Result<Ringer> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        Ok(Ringer { socket, directory: directory.to_owned() })
+        let (socket, spare) = (sender()?, sender()?);
+        Ok(Ringer { socket, spare, directory: directory.to_owned() })
     }
 
     /// Rings one with the bytes of a `Ring`; false when nobody hears it any more.
-    pub fn ring(&self, name: &str, ring: &[u8]) -> bool {
+    pub fn ring(&mut self, name: &str, ring: &[u8]) -> bool {
         // A name out of the store must not lead elsewhere.
         if !name.starts_with("bell-") || name.contains('/') {
             return false;
         }
         let path = self.directory.join(name);
-        loop {
-            match self.socket.send_to(ring, &path) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::ConnectionRefused | ErrorKind::NotFound
-                    ) =>
-                {
-                    // Its process was killed: the file is all that is left.
-                    let _ = std::fs::remove_file(&path);
-                    return false;
+        let sent = match send(&self.socket, ring, &path) {
+            // What other bells have not taken counts against the socket that sent it, so that this
+            // one may have room, and nothing in it.
+            Sent::Full => self.say_look(&path),
+            sent => sent,
+        };
+        if matches!(sent, Sent::Dead) {
+            // Its process was killed: the file is all that is left.
+            let _ = std::fs::remove_file(&path);
+            return false;
+        }
+        // Still full: then it is rung already.
+        true
+    }
+
+    fn say_look(&mut self, path: &Path) -> Sent {
+        let look = Ring::look();
+        match send(&self.spare, &look, path) {
+            Sent::Full => match sender() {
+                // Nothing counts against this one.
+                Ok(fresh) => {
+                    self.spare = fresh;
+                    send(&self.spare, &look, path)
                 }
-                // Sent, or full: then it is rung already.
-                _ => return true,
-            }
+                Err(_) => Sent::Full,
+            },
+            sent => sent,
+        }
+    }
+}
+
+fn sender() -> Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn send(socket: &UnixDatagram, ring: &[u8], path: &Path) -> Sent {
+    loop {
+        match socket.send_to(ring, path) {
+            Ok(_) => return Sent::Whole,
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound => return Sent::Dead,
+                _ => return Sent::Full,
+            },
         }
     }
 }
@@ -409,6 +449,28 @@ mod tests {
         }
         let large = Ring::bytes(before, place, &publication(&"x".repeat(LARGEST_RING)));
         assert!(matches!(Ring::parse(&large), Ring::Look));
+    }
+
+    #[test]
+    fn a_bell_is_rung_whatever_others_have_not_taken() -> Result<()> {
+        let random = RandomState::new().build_hasher().finish();
+        let directory = std::env::temp_dir().join(format!("sse-bells-{random:x}"));
+        std::fs::create_dir(&directory)?;
+        let mut ringer = Ringer::new(&directory)?;
+        let bells: Vec<Bell> = (0..40).map(|_| Bell::new(&directory)).collect::<Result<_>>()?;
+        let ring = vec![VERSION; LARGEST_RING];
+        let [sleeping @ .., awake] = bells.as_slice() else { unreachable!("there are forty") };
+        // More than the kernel keeps of one sender (some 200 KB), and than one bell has room for.
+        for bell in sleeping {
+            (0..30).for_each(|_| assert!(ringer.ring(bell.name(), &ring)));
+        }
+        assert!(ringer.ring(awake.name(), &ring));
+        assert!(matches!(awake.take().as_slice(), [Ring::Look]));
+        assert!(sleeping.iter().all(|bell| bell.take().len() > 1), "who was full looks");
+        drop(bells);
+        std::fs::remove_dir(&directory)?;
+        assert!(!ringer.ring("bell-1", &ring), "nobody hears it");
+        Ok(())
     }
 
     #[test]
