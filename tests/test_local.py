@@ -634,6 +634,30 @@ def test_a_listener_that_was_stopped_for_too_long_is_told(process):
             assert last in (None, numbers[-1])
 
 
+def test_a_listener_that_was_stopped_until_all_was_too_old_is_told(process, until):
+    reader = process("c = SSEChannel('news', capacity=1000); s = c.stream(); next(s)")
+    publisher = process("configure(history_age=1)")
+    publisher("c = SSEChannel('news')")
+    assert publisher("c.publish('before')").startswith("'")
+    assert b"before" in eval(reader("next(s)"))
+    reader.kill(signal.SIGSTOP)
+    # More than the reader's socket takes; then the channel's own row goes with its last event.
+    assert publisher("[c.publish(n) for n in range(50)][-1]").startswith("'")
+    time.sleep(2.5)
+    assert publisher("[SSEChannel('other').publish(n) for n in range(300)][-1]").startswith("'")
+    reader.kill(signal.SIGCONT)
+    assert publisher("c.publish('later')").startswith("'")
+    read = b""
+    while not read.endswith(b"data: later\n\n"):
+        read += eval(reader("next(s)"))
+    before, reset, after = read.partition(b'event: stream-reset\ndata: {"reason":"too-old"}\n\n')
+    numbers = [int(number) for number in re.findall(rb"^data: (\d+)$", before, re.MULTILINE)]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) < 50, "nothing was missed, which tests nothing"
+    assert reset
+    assert re.fullmatch(rb"id: .*\ndata: later\n\n", after)
+
+
 # --- Costs ---------------------------------------------------------------------------------
 
 

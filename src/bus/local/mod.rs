@@ -572,7 +572,7 @@ impl LocalBus {
     fn recover(&self, locked: &Locked<'_>) -> Result<()> {
         let mut reader = lock(&self.reader);
         // What was stored before the loss can still be read through the open file.
-        let _ = self.pump(&mut reader);
+        let has_all = self.pump(&mut reader).is_ok();
         let mut guard = lock(&self.writer);
         let is_current = |store: &Store| store.is_current();
         if !reader.is_broken
@@ -591,7 +591,12 @@ impl LocalBus {
         reader.store = None;
         let writer = self.open_writer(&mut guard, locked)?;
         if reader.bell.is_some() {
+            let born = writer.store.born();
             self.hang_another_bell(&mut reader, writer, locked)?;
+            if has_all {
+                // That the new store has nothing from before it is no loss.
+                reader.position = reader.position.max(born.unwrap_or_default());
+            }
         }
         reader.is_broken = false;
         drop(guard);

@@ -472,11 +472,11 @@ impl Store {
     /// When the store cannot be read.
     pub fn after(&mut self, position: Position, count: usize) -> rusqlite::Result<Read> {
         let snapshot = self.connection.transaction()?;
-        let trimmed: i64 = snapshot
-            .prepare_cached("SELECT trimmed FROM store")?
-            .query_row([], |row| row.get(0))?;
-        let mut read = Read { position, ..Read::default() };
-        if trimmed > position.0 {
+        let (trimmed, born): (i64, i64) = snapshot
+            .prepare_cached("SELECT trimmed, born FROM store")?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut read = Read { position, forgotten: Position(born), ..Read::default() };
+        if trimmed.max(born) > position.0 {
             let mut floors =
                 snapshot.prepare_cached("SELECT name, floor FROM channel WHERE floor > ?1")?;
             let gap = |row: &Row<'_>| {
@@ -502,6 +502,16 @@ impl Store {
         }
         snapshot.commit()?;
         Ok(read)
+    }
+
+    /// What is before this was never in the store, or is forgotten of channels without a row.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn born(&self) -> rusqlite::Result<Position> {
+        self.connection
+            .prepare_cached("SELECT born FROM store")?
+            .query_row([], |row| row.get(0).map(Position))
     }
 
     /// Whether the store has a row for a channel.
