@@ -322,11 +322,12 @@ impl Connection {
         self.sent = left;
     }
 
-    /// What ends the body, after all that waits: of that, nothing may be dropped any more.
-    pub fn end_of_body(&self) -> Piece {
+    /// What ends the body, with a `last` text after all that waits: of that, nothing may be dropped any
+    /// more.
+    pub fn end_of_body(&self, last: &[u8]) -> Piece {
         let mut sum = self.sum;
         self.backlog.iter().for_each(|waiting| sum.append(waiting.piece.part()));
-        Piece::end(self.form, sum)
+        Piece::end(self.form, sum, last)
     }
 
     /// Takes what the peer sent, which means nothing; or tells that it is gone.

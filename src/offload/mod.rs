@@ -6,7 +6,9 @@
 //! | `piece` | frames in the bytes of a connection, encoded once for all of it |
 //! | `connection` | one connection, and what waits for it |
 //! | `shard` | one I/O thread |
+//! | `clock` | its time |
 
+mod clock;
 mod connection;
 mod piece;
 mod shard;
@@ -31,6 +33,7 @@ use crate::queue::Client;
 use crate::survey::Report;
 use crate::sync::{Mutex, lock};
 
+use clock::Clock;
 use connection::Connection;
 use piece::Piece;
 use shard::{Inbox, Item, Joining};
@@ -61,6 +64,8 @@ pub struct Offload {
     running: Mutex<Running>,
     /// Streams that were offloaded since the process began.
     taken: AtomicU64,
+    /// Of all threads.
+    clock: Clock,
 }
 
 #[derive(Debug, Default)]
@@ -102,15 +107,16 @@ pub struct Handover<'a> {
 }
 
 impl Offload {
-    /// One whose only thread is the caller, who has `Shard::turn` do its work: what a test needs to
-    /// have everything happen in the order that it wants.
+    /// One whose only thread is the caller, who has `Shard::turn` do its work and `Shard::pass` move
+    /// its clock: what a test needs to have everything happen in the order that it wants.
     ///
     /// # Errors
     /// `Io` when there are no descriptors.
     pub fn by_hand() -> Result<(Offload, Shard)> {
-        let (inbox, ended, shard) = prepare(0)?;
+        let clock = Clock::by_hand();
+        let (inbox, ended, shard) = prepare(0, clock.clone())?;
         let running = Running { threads: vec![(inbox, ended)], deadline: None };
-        Ok((Offload { running: Mutex::new(running), taken: AtomicU64::new(0) }, shard))
+        Ok((Offload { running: Mutex::new(running), taken: AtomicU64::new(0), clock }, shard))
     }
 
     /// Hands a connection over. False: the stream has ended already, and nothing was done.
@@ -142,7 +148,7 @@ impl Offload {
         let number = running.threads.len();
         let chosen = match fewest.cloned() {
             Some(fewest) if number >= threads || connections(&fewest) < ENOUGH => fewest,
-            fewest => match begin(number) {
+            fewest => match begin(number, self.clock.clone()) {
                 Ok((inbox, ended)) => {
                     running.threads.push((Arc::clone(&inbox), ended));
                     inbox
@@ -173,7 +179,7 @@ impl Offload {
         if running.deadline.is_some() {
             return;
         }
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = self.clock.now() + FAREWELL;
         running.deadline = Some(deadline);
         for (inbox, _) in &running.threads {
             // Refused by a thread that has ended: then there is nothing to end.
@@ -263,19 +269,19 @@ fn give(inbox: &Arc<Inbox>, handover: Handover<'_>) -> Result<bool> {
 }
 
 /// What an I/O thread needs: the way to it, what tells of its end, and its state.
-fn prepare(number: usize) -> Result<(Arc<Inbox>, Receiver<()>, Shard)> {
+fn prepare(number: usize, clock: Clock) -> Result<(Arc<Inbox>, Receiver<()>, Shard)> {
     if number == 0 {
         descriptors::raise_limit();
     }
     let inbox = Arc::new(Inbox::new()?);
     let (alive, ended) = bounded(0);
-    let shard = Shard::new(Arc::clone(&inbox), alive)?;
+    let shard = Shard::new(Arc::clone(&inbox), alive, clock)?;
     Ok((inbox, ended, shard))
 }
 
 /// Begins an I/O thread. Gives the way to it, and what tells of its end.
-fn begin(number: usize) -> Result<(Arc<Inbox>, Receiver<()>)> {
-    let (inbox, ended, shard) = prepare(number)?;
+fn begin(number: usize, clock: Clock) -> Result<(Arc<Inbox>, Receiver<()>)> {
+    let (inbox, ended, shard) = prepare(number, clock)?;
     thread::Builder::new().name(format!("sse-channel-io{number}")).spawn(move || shard.run())?;
     Ok((inbox, ended))
 }

@@ -81,9 +81,11 @@ impl Piece {
         Piece::behind(head, form, begin, text)
     }
 
-    /// What ends the body of a connection, whose text has this sum.
-    pub fn end(form: Form, sum: Sum) -> Piece {
-        let mut bytes = Vec::new();
+    /// What ends the body of a connection, whose text so far has this sum, with a `last` text. One piece:
+    /// who is cut off within it has been told, and is not told again.
+    pub fn end(form: Form, mut sum: Sum, last: &[u8]) -> Piece {
+        let Piece { mut bytes, part, .. } = Piece::plain(form, last);
+        sum.append(&part);
         if form.coding == Coding::Gzip {
             let end = gzip_end(sum);
             put(&mut bytes, form.framing, end.len(), [end.as_slice()]);
@@ -305,7 +307,7 @@ mod tests {
                 stream.extend_from_slice(piece.bytes());
                 sum.append(piece.part());
             }
-            stream.extend_from_slice(Piece::end(RAW_GZIP, sum).bytes());
+            stream.extend_from_slice(Piece::end(RAW_GZIP, sum, b"").bytes());
             let frames = events[some].iter().map(|event| String::from_utf8_lossy(&event.frame));
             let text = unzipped(&stream)?;
             let expected = ["retry: 1\n\n: heartbeat\n\n", ": heartbeat\n\n"];
@@ -353,9 +355,11 @@ mod tests {
 
     #[test]
     fn the_end_of_a_body_follows_its_form() {
-        assert_eq!(Piece::end(CHUNKED, Sum::default()).bytes(), b"0\r\n\r\n");
-        assert_eq!(Piece::end(RAW, Sum::default()).bytes(), b"");
+        assert_eq!(Piece::end(CHUNKED, Sum::default(), b"").bytes(), b"0\r\n\r\n");
+        assert_eq!(Piece::end(RAW, Sum::default(), b"").bytes(), b"");
+        let last = Piece::end(CHUNKED, Sum::default(), b"retry: 1\n\n");
+        assert_eq!(last.bytes(), b"a\r\nretry: 1\n\n\r\n0\r\n\r\n");
         let end = [b"a\r\n\x03\0".as_slice(), &[0; 8], b"\r\n0\r\n\r\n"].concat();
-        assert_eq!(Piece::end(CHUNKED_GZIP, Sum::default()).bytes(), end);
+        assert_eq!(Piece::end(CHUNKED_GZIP, Sum::default(), b"").bytes(), end);
     }
 }

@@ -27,6 +27,7 @@ use crate::frame::{self, HEARTBEAT};
 use crate::history::Gap;
 use crate::hub::{ChannelNumber, First, Outlet, Passed, Revoked, Route};
 use crate::metrics::{Counted, Reason};
+use crate::offload::clock::Clock;
 use crate::offload::connection::{Connection, Phase, Wrote};
 use crate::offload::piece::{Form, Piece};
 use crate::survey::{Report, SLOWEST, SlowClient};
@@ -204,9 +205,8 @@ pub struct Shard {
     behind: VecDeque<(usize, u64)>,
     /// For each form.
     heartbeats: [Arc<Piece>; Form::ALL.len()],
+    clock: Clock,
     started: Instant,
-    /// Added to the time since then: see `pass`.
-    passed: Duration,
     chance: Chance,
     numbers: u64,
     scratch: Vec<u8>,
@@ -221,7 +221,7 @@ impl Shard {
     ///
     /// # Errors
     /// `Io` when there are no descriptors.
-    pub fn new(inbox: Arc<Inbox>, alive: Sender<()>) -> Result<Shard> {
+    pub fn new(inbox: Arc<Inbox>, alive: Sender<()>, clock: Clock) -> Result<Shard> {
         let poll = Poll::new()?;
         let bell = inbox.bell.fd().as_raw_fd();
         poll.registry().register(&mut SourceFd(&bell), BELL, Interest::READABLE)?;
@@ -237,8 +237,8 @@ impl Shard {
             due: BinaryHeap::new(),
             behind: VecDeque::new(),
             heartbeats: Form::ALL.map(|form| Arc::new(Piece::plain(form, HEARTBEAT))),
-            started: Instant::now(),
-            passed: Duration::ZERO,
+            started: clock.now(),
+            clock,
             chance: Chance::default(),
             numbers: 0,
             scratch: vec![0; 4096],
@@ -271,7 +271,7 @@ impl Shard {
         self.serve_those_behind();
         self.serve_those_due();
         let is_over = self.end.as_ref().is_some_and(|(deadline, _)| {
-            self.inbox.connections.load(Relaxed) == 0 || self.instant() >= *deadline
+            self.inbox.connections.load(Relaxed) == 0 || self.clock.now() >= *deadline
         });
         if is_over {
             self.cut_off();
@@ -280,8 +280,8 @@ impl Shard {
     }
 
     /// Lets so much time pass at once, for who drives it by hand.
-    pub fn pass(&mut self, time: Duration) {
-        self.passed += time;
+    pub fn pass(&self, time: Duration) {
+        self.clock.pass(time);
     }
 
     /// Ends what is left, also what has just come, and takes nothing more.
@@ -298,12 +298,8 @@ impl Shard {
     }
 
     fn now(&self) -> u64 {
-        let since = self.started.elapsed().saturating_add(self.passed);
+        let since = self.clock.now().saturating_duration_since(self.started);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn instant(&self) -> Instant {
-        Instant::now() + self.passed
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -313,7 +309,7 @@ impl Shard {
         let now = self.now();
         let next =
             self.due.peek().map(|Reverse((at, ..))| Duration::from_millis(at.saturating_sub(now)));
-        let end = self.end.as_ref().map(|(at, _)| at.saturating_duration_since(self.instant()));
+        let end = self.end.as_ref().map(|(at, _)| at.saturating_duration_since(self.clock.now()));
         match (next, end) {
             (Some(next), Some(end)) => Some(next.min(end)),
             (next, end) => next.or(end),
@@ -339,7 +335,7 @@ impl Shard {
                 // At once: those that come after it are not meant.
                 Item::Revoke(revoked) => self.revoke(&revoked),
                 Item::Survey(report) => surveys.push(report),
-                Item::End { deadline, farewell } => end = Some((deadline + self.passed, farewell)),
+                Item::End { deadline, farewell } => end = Some((deadline, farewell)),
             }
         }
         self.fan_out(&events);
@@ -529,11 +525,8 @@ impl Shard {
         if connection.is_idle() {
             connection.written_at = now;
         }
-        if let Some((_, farewell)) = &self.end {
-            let frame = farewell.frame();
-            connection.push(Arc::new(Piece::plain(connection.form, frame.as_bytes())));
-        }
-        connection.push(Arc::new(connection.end_of_body()));
+        let frame = self.end.as_ref().map(|(_, farewell)| farewell.frame()).unwrap_or_default();
+        connection.push(Arc::new(connection.end_of_body(frame.as_bytes())));
         self.go_on(place);
     }
 
