@@ -9,7 +9,8 @@ use tokio::runtime::{Builder, Handle};
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, lock};
 
-/// Threads for what only blocks, such as looking up a host's name.
+/// Threads that give results to asyncio's loops: for that they wait for the interpreter, and nothing that
+/// can wait for longer may be in their way.
 const BLOCKING_THREADS: usize = 2;
 
 /// The longest wait for what is still under way at the end.

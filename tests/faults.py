@@ -32,7 +32,7 @@ from typing import NamedTuple
 import psutil
 
 from delivery import Publishers, Submitter, Tally, tally
-from parts import missing, small_file_system
+from parts import preloaded, small_file_system
 from ports import HOST
 from redis_server import RedisServer
 from servers import (
@@ -306,12 +306,7 @@ class Clock:
     """A wall clock for processes that are started with its environment, which can be set back."""
 
     def __init__(self, directory: Path) -> None:
-        compiler = shutil.which("cc") or missing("a C compiler, cc")
-        library = directory / "clock.so"
-        source = Path(__file__).with_name("clock.c")
-        subprocess.run(
-            [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True
-        )
+        library = preloaded("clock.c", directory)
         self._file = directory / "offset"
         self._offset = 0.0
         self._file.write_bytes(struct.pack("d", 0.0))

@@ -38,3 +38,12 @@ def small_file_system(place: Path, size: str) -> Iterator[None]:
     finally:
         # Also where a process that was killed has not let go of its files yet.
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def preloaded(source: str, directory: Path) -> Path:
+    """The library that the C file `source` of this directory makes, for LD_PRELOAD."""
+    compiler = shutil.which("cc") or missing("a C compiler, cc")
+    library = (directory / source).with_suffix(".so")
+    path = Path(__file__).with_name(source)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, path, "-ldl"], check=True)
+    return library

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from parts import preloaded
+
 HOLD = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as lock:
@@ -186,3 +188,37 @@ def test_the_interpreter_may_end_while_results_are_handed_over(run):
     print({type(result) for result in results} == {BusError})
 """)
         assert out == "True\n"
+
+
+def test_a_name_server_that_is_silent_holds_up_no_answer(script, tmp_path):
+    """Lookups cannot be ended: those that were given up must be in nobody's way."""
+    out = script(
+        """
+import asyncio, os, time
+from pathlib import Path
+from sse_channel import BusError, SSEChannel
+
+async def main():
+    channel = SSEChannel("news")
+    for pause in (0, 7, 6):
+        await asyncio.sleep(pause)
+        began = time.monotonic()
+        try:
+            await channel.apublish("text")
+        except BusError as error:
+            # Twice its PUBLISH_TIMEOUT, on a slow machine; a lookup takes a minute.
+            assert time.monotonic() - began < 25, time.monotonic() - began
+            assert "redis.slow" in str(error), error
+        else:
+            raise AssertionError("it was published")
+
+asyncio.run(main())
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+print(names.count("sse-channel-dns\\n"), flush=True)
+os._exit(0)
+""",
+        SSE_CHANNEL_BUS="redis://redis.slow:6379/0",
+        SSE_CHANNEL_PUBLISH_TIMEOUT="1",
+        LD_PRELOAD=str(preloaded("slow_names.c", tmp_path)),
+    )
+    assert out == "1\n", "lookups beside each other"

@@ -2,7 +2,6 @@
 
 use std::future::ready;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::bus::redis::entry::{self, Entry, Page};
+use crate::bus::redis::lookup::Lookup;
 use crate::bus::redis::script::{self, Scripts};
 use crate::bus::redis::socket::Socket;
 use crate::bus::redis::target::{Keys, Target, Tls};
@@ -84,8 +84,8 @@ impl Link {
     ///
     /// # Errors
     /// What is in the way.
-    pub async fn open(target: &Target) -> Result<Link, Trouble> {
-        match timeout(PATIENCE, Link::open_at_leisure(target)).await {
+    pub async fn open(target: &Target, lookup: &mut Lookup) -> Result<Link, Trouble> {
+        match timeout(PATIENCE, Link::open_at_leisure(target, lookup)).await {
             Ok(opened) => opened,
             Err(_elapsed) => {
                 let hint = if target.tls.is_some() { "; is this its port for TLS?" } else { "" };
@@ -94,8 +94,8 @@ impl Link {
         }
     }
 
-    async fn open_at_leisure(target: &Target) -> Result<Link, Trouble> {
-        let socket = connect(target).await?;
+    async fn open_at_leisure(target: &Target, lookup: &mut Lookup) -> Result<Link, Trouble> {
+        let socket = connect(target, lookup).await?;
         match &target.tls {
             None => Link::enter(target, socket).await,
             Some(tls) => {
@@ -270,12 +270,12 @@ impl Line {
     }
 }
 
-async fn connect(target: &Target) -> Result<Socket, Trouble> {
+async fn connect(target: &Target, lookup: &mut Lookup) -> Result<Socket, Trouble> {
     let lost = |problem: io::Error| Trouble::Lost(problem.to_string());
-    let found: Vec<SocketAddr> = tokio::net::lookup_host((target.host.as_str(), target.port))
+    let found = lookup
+        .find(&target.host, target.port)
         .await
-        .map_err(|problem| Trouble::Lost(format!("its name cannot be looked up: {problem}")))?
-        .collect();
+        .map_err(|problem| Trouble::Lost(format!("its name cannot be looked up: {problem}")))?;
     let mut trouble = Trouble::Lost("its name has no address".to_owned());
     for address in found {
         match tokio::net::TcpStream::connect(address).await {

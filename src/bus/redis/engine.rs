@@ -19,6 +19,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::bus::redis::connection::{Call, Line, Link};
 use crate::bus::redis::entry::{self, Entry};
+use crate::bus::redis::lookup::Lookup;
 use crate::bus::redis::script::Producer;
 use crate::bus::redis::target::Keys;
 use crate::bus::redis::trouble::Trouble;
@@ -168,8 +169,9 @@ impl Engine {
     pub async fn run(mut self) {
         let mut pause = SHORTEST_PAUSE;
         let mut was_connected = false;
+        let mut lookup = Lookup::default();
         loop {
-            let opened = Link::open(&self.shared.target).await;
+            let opened = Link::open(&self.shared.target, &mut lookup).await;
             let began = Instant::now();
             let trouble = match opened {
                 Ok(mut link) => match self.catch_up(&mut link).await {

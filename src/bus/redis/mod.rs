@@ -7,12 +7,14 @@
 //! | `script` | what runs inside Redis |
 //! | `entry` | events as Redis gives them |
 //! | `trouble` | what goes wrong, in words that help |
+//! | `lookup` | where its name leads to |
 //! | `socket`, `connection` | one connection |
 //! | `engine` | publishing, hearing, and finding back after a loss |
 
 mod connection;
 mod engine;
 pub mod entry;
+mod lookup;
 mod script;
 mod socket;
 mod target;
