@@ -72,11 +72,17 @@ pub fn close_inherited() {
     }
 }
 
+/// Refuses what stands for no descriptor: a closed socket of Python's has the number -1.
+fn check(fd: RawFd) -> Result<()> {
+    if fd < 0 { Err(rustix::io::Errno::BADF.into()) } else { Ok(()) }
+}
+
 /// A descriptor of our own for the socket that somebody else holds as `fd`.
 ///
 /// # Errors
 /// `Io` for a number that is none, or when the process has no more.
 pub fn duplicate(fd: RawFd) -> Result<OwnedFd> {
+    check(fd)?;
     // SAFETY: borrowed for this call alone. The caller holds it, and the kernel refuses a number
     // that is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -89,6 +95,8 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd> {
 /// # Errors
 /// `Io` for a number that is none.
 pub fn replace(fd: RawFd, by: RawFd) -> Result<()> {
+    check(fd)?;
+    check(by)?;
     // SAFETY: as in `duplicate`. The number stays its holder's, who closes it as before: it is not
     // dropped here.
     let (by, mut held) =
@@ -103,6 +111,9 @@ pub fn replace(fd: RawFd, by: RawFd) -> Result<()> {
 /// on to report it, under a number that means something else by then.
 #[cfg(target_os = "linux")]
 pub fn unwatch(epoll: RawFd, fd: RawFd) {
+    if check(epoll).and(check(fd)).is_err() {
+        return;
+    }
     // SAFETY: as in `duplicate`; the kernel refuses a number that is no epoll set.
     let (epoll, fd) = unsafe { (BorrowedFd::borrow_raw(epoll), BorrowedFd::borrow_raw(fd)) };
     // It is in there only if its owner ever waited for it.
@@ -179,6 +190,17 @@ pub fn raise_limit() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_descriptor_is_refused() -> Result<()> {
+        let file = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        assert!(duplicate(-1).is_err() && duplicate(RawFd::MAX).is_err());
+        assert!(replace(-1, file.as_raw_fd()).is_err() && replace(file.as_raw_fd(), -1).is_err());
+        unwatch(-1, file.as_raw_fd());
+        unwatch(file.as_raw_fd(), -1);
+        assert!(duplicate(file.as_raw_fd()).is_ok());
+        Ok(())
+    }
 
     #[test]
     fn a_mapping_is_the_file() -> Result<()> {

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ports import HOST, free_port
 from sse_channel import _sse_channel
 from sse_channel.asgi import offload
 
@@ -111,3 +112,69 @@ print("served")
 """
     )
     assert out == "served\n"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_leaves_while_its_stream_is_opened_is_not_taken_over(script, loop, version):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip(loop)
+    out = script(
+        """
+import asyncio, os, socket, sys, threading
+import uvicorn
+from sse_channel import SSEChannel, stats
+from sse_channel.asgi import KEY, offload
+from sse_channel.offload import Backlog, Refused
+
+host, port, loop, version = sys.argv[1:]
+begun, ended = threading.Event(), threading.Event()
+told = []
+
+class Opener:
+    async def open(self):
+        begun.set()
+        while not exchange._cycle.disconnected:
+            await asyncio.sleep(0)
+
+async def application(scope, receive, send):
+    global exchange
+    exchange = scope[KEY]
+    exchange.is_held = True
+    stream = SSEChannel("news").stream()
+    stream._set_opener(Opener())
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    try:
+        await exchange.take_over(stream, Backlog("disconnect", 100))
+        told.append("taken over")
+    except BaseException as error:
+        told.append(repr(error))
+    stream.close()
+    ended.set()
+
+config = uvicorn.Config(
+    offload(application), host=host, port=int(port), loop=loop, http="h11", lifespan="off",
+    log_level="critical",
+)
+server = uvicorn.Server(config)
+thread = threading.Thread(target=server.run)
+thread.start()
+while not server.started:
+    pass
+client = socket.create_connection((host, int(port)))
+client.sendall(f"GET / HTTP/{version}\\r\\nHost: news\\r\\n\\r\\n".encode())
+assert begun.wait(60)
+client.close()
+assert ended.wait(60)
+server.should_exit = True
+thread.join()
+print(*told, stats()["offload"]["connections"])
+""",
+        HOST,
+        str(free_port()),
+        loop,
+        version,
+        SSE_CHANNEL_BUS="memory://",
+    )
+    assert out == "Refused('ended') 0\n"

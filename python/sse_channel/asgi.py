@@ -139,6 +139,13 @@ class Exchange:
         if first is not None:
             given = first(True)
             body = await given if inspect.isawaitable(given) else given
+        try:
+            # Who has left meanwhile has no socket any more.
+            self._check(transport, stream)
+        except Refused:
+            if first is not None:
+                stream._set_initial(lambda _: body)
+            raise
         # uvicorn itself makes the head of the response, and logs it, but does not write it.
         recorder = _Recorder()
         head = self._head
@@ -161,7 +168,8 @@ class Exchange:
             )
         except BaseException as error:
             self._cycle.transport = transport
-            transport.write(bytes(recorder.written))
+            if recorder.written:
+                transport.write(bytes(recorder.written))
             if first is not None and isinstance(error, Refused):
                 stream._set_initial(lambda _: body)
             raise
