@@ -80,4 +80,5 @@ bench: build $(VENV)/.bench ## Queues, buses and streams beside their peers, eac
 	$(BIN)/python benches/streams.py
 
 clean: ## Remove what was built
-	rm -rf $(VENV) .faults .matrix .soak target python/sse_channel/*.so
+	rm -rf $(VENV) .faults .matrix .soak target fuzz/target fuzz/artifacts python/sse_channel/*.so
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache examples/news/db.sqlite3*

@@ -191,15 +191,16 @@ fn a_client_ends_once() {
     hub.register(&client, &[key], Resume::Fresh, Box::new(())).unwrap();
     // Its second event is one too many.
     let publisher = publisher(&hub, key, 2);
-    let enders = [Reason::Closed, Reason::Exit].map(|reason| {
+    let reasons = [Reason::Closed, Reason::Exit];
+    let enders = reasons.map(|reason| {
         let (hub, client) = (Arc::clone(&hub), Arc::clone(&client));
-        go(move || usize::from(hub.unregister(&client, reason)))
+        go(move || u64::from(hub.unregister(&client, reason)))
     });
     done(publisher);
-    let ended: usize = enders.map(done).into_iter().sum();
+    let ended = enders.map(done);
     let figures = hub.figures(key).counters.snapshot();
-    let overflowed = figures.disconnected(Reason::Overflow) as usize;
-    assert_eq!(ended + overflowed, 1);
+    assert_eq!(ended.iter().sum::<u64>() + figures.disconnected(Reason::Overflow), 1);
+    assert_eq!(reasons.map(|reason| figures.disconnected(reason)), ended, "the first one's");
     let counted: u64 = Reason::ALL.iter().map(|reason| figures.disconnected(*reason)).sum();
     assert_eq!((counted, hub.client_count(key)), (1, 0));
     assert!(client.is_closed());
@@ -310,8 +311,8 @@ fn a_private_channel_goes_while_one_reads() {
 fn places_are_bounded_and_given_back() {
     let admission = Arc::new(Admission::default());
     let most = Most { streams: 2, of_user: 1, of_address: 0 };
-    let held = Arc::new(Mutex::new([0usize; 2]));
-    let takers = [0, 0, 1].map(|user: usize| {
+    let held = Arc::new(Mutex::new([0usize; 3]));
+    let takers = [0, 0, 1, 2].map(|user: usize| {
         let (admission, held) = (Arc::clone(&admission), Arc::clone(&held));
         go(move || {
             let holder = Holder { user: Some(user.to_string().into()), ..Holder::default() };
@@ -320,6 +321,7 @@ fn places_are_bounded_and_given_back() {
                     let mut now = lock(&held);
                     now[user] += 1;
                     assert!(now[user] <= 1, "two places of one user");
+                    assert!(now.iter().sum::<usize>() <= 2, "three places");
                     drop(now);
                     lock(&held)[user] -= 1;
                     drop(slot);
@@ -329,8 +331,8 @@ fn places_are_bounded_and_given_back() {
             }
         })
     });
-    let [_, _, alone] = takers.map(done);
-    assert_ne!(alone, Some(Full::User), "it is nobody else's place");
+    let [_, _, alone, other] = takers.map(done);
+    assert!(![alone, other].contains(&Some(Full::User)), "it is nobody else's place");
     assert_eq!(admission.taken(), 0);
     let again = admission.take(Some(most), Holder { user: Some("0".into()), ..Holder::default() });
     assert!(again.is_ok(), "the user's place was given back");

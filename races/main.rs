@@ -52,8 +52,9 @@ mod runs {
 
     use super::*;
 
-    /// How many times the second scheduler takes the turn away from who has the highest priority.
-    const DEPTH: usize = 3;
+    /// One more than the times at which the second scheduler takes the turn away from who has the highest
+    /// priority.
+    const DEPTH: usize = 4;
 
     /// More steps than any model takes: a thread that runs in circles is a failure as well.
     const MOST_STEPS: usize = 200_000;

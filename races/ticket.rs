@@ -85,6 +85,12 @@ fn an_answer_wakes_a_loop() {
 }
 
 fn an_answer_wakes_a_task() {
+    for is_ending in [false, true] {
+        let (ticket, answering) = Answering::new();
+        let bus = bus(answering, is_ending);
+        let answer = block_on(Answer(ticket));
+        assert_eq!((answer.is_ok(), done(bus)), (!is_ending, !is_ending));
+    }
     let (ticket, answering) = Answering::new();
     let bus = bus(answering, false);
     let cancelled = {

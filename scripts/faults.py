@@ -57,7 +57,11 @@ def row(outcome: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def report(outcomes: Sequence[Outcome], skipped: Sequence[tuple[str, str]]) -> str:
+def report(
+    outcomes: Sequence[Outcome],
+    skipped: Sequence[tuple[str, str]],
+    broken: Sequence[tuple[str, str]] = (),
+) -> str:
     """The report: a table, what should not be, and what was left out."""
     held = sum(not outcome.problems for outcome in outcomes)
     lines = [
@@ -72,8 +76,10 @@ def report(outcomes: Sequence[Outcome], skipped: Sequence[tuple[str, str]]) -> s
             for outcome in outcomes
             for problem in outcome.problems
         ),
+        *(f"FAILED: {name}: {why}" for name, why in broken),
         *(f"skipped: {name}: {why}" for name, why in skipped),
-        f"{len(outcomes)} faults: {held} held, {len(outcomes) - held} failed, "
+        f"{len(outcomes) + len(broken)} faults: {held} held, "
+        f"{len(outcomes) - held + len(broken)} failed, "
         f"{len(skipped)} skipped",
     ]
     return "\n".join(lines)
@@ -102,7 +108,7 @@ def main() -> int:
     print(f"seed {chosen.seed}", flush=True)
     outcomes: list[Outcome] = []
     skipped: list[tuple[str, str]] = []
-    broken = False
+    broken: list[tuple[str, str]] = []
     try:
         for fault, bus, kind in wanted:
             what = f"{fault.name}, {bus.__name__}, {kind}"
@@ -114,16 +120,16 @@ def main() -> int:
                 skipped.append((what, str(skip)))
                 print("skipped")
             except (AssertionError, pytest.fail.Exception) as failure:
-                broken = True
+                broken.append((what, str(failure)))
                 print(f"FAILED: {failure}", flush=True)
             else:
                 outcomes.append(outcome)
                 (WORK / f"{len(outcomes)}.log").write_text(outcome.log)
                 print("; ".join(outcome.problems) or "held", flush=True)
     except KeyboardInterrupt:
-        broken = True
+        broken.append(("the rest", "interrupted"))
         print("interrupted; so far:")
-    text = report(outcomes, skipped)
+    text = report(outcomes, skipped, broken)
     (WORK / "report.md").write_text(f"{text}\n")
     print(f"\n{text}")
     return 0 if has_held(outcomes) and not broken else 1

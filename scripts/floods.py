@@ -10,7 +10,8 @@ sent away, as a browser does. The table tells the worker's memory (RSS) and desc
 their peak and two seconds after the flood, the longest time in which the well-behaved client got
 nothing, how often it had to come back, and what the library counted. Linux alone: /proc tells.
 
-The exit status is 1 when the well-behaved client got nothing at all in some flood.
+The exit status is 1 when the well-behaved client got nothing at all in some flood other than
+`head`.
 """
 
 from __future__ import annotations

@@ -327,7 +327,6 @@ class Publishers:
         self.published: dict[int, Published] = {}
         self.articles = Published("default")
         self.unanswered = 0
-        self.ended = 0
         self.process: subprocess.Popen[str] | None = None
         self.failures: list[str] = []
         self._server = server
@@ -383,7 +382,6 @@ class Publishers:
             return
         for number, count in json.loads(written).items():
             self.published[int(number)].count = count
-        self.ended += 1
 
     def _burst(self) -> None:
         while not self._is_over.wait(BURST_EVERY / 2):

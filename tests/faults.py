@@ -152,7 +152,6 @@ class Scene:
 
     server: Server
     bus: Bus
-    followers: Sequence[Follower]
     publishers: Publishers
     #: In front of the server, if there is one: followers come through it.
     relay: Relay | None
@@ -470,7 +469,7 @@ def run(
         until(lambda: all(f.count >= 100 for f in followers if not f.stall), "the first events")
         before = usage(server)
 
-        scene = Scene(server, bus, followers, publishers, relay, chance, clock)
+        scene = Scene(server, bus, publishers, relay, chance, clock)
         blows: Counter[str] = Counter()
         began = time.monotonic()
         while (

@@ -884,6 +884,18 @@ def test_another_program_that_writes_to_the_store_holds_up_no_loop(process, dire
     assert publisher("g.get(timeout=60)").startswith("'")
 
 
+def test_another_programs_transaction_that_does_not_end_is_an_error(process, directory):
+    publisher = process()
+    publisher("c.publish('x')")
+    with contextlib.closing(sqlite3.connect(directory / "events-1.sqlite3")) as store:
+        store.execute("BEGIN IMMEDIATE")
+        assert publisher("c.publish('never')").startswith("BusError: ")
+        store.rollback()
+    reader = process(LISTEN)
+    assert publisher("c.publish('after')").startswith("'")
+    assert reader("q.get(timeout=60)") == "'after'"
+
+
 def test_clients_that_left_are_forgotten_though_others_publish(process, directory, until):
     reader, publisher = process(LISTEN), process()
     publisher("c.publish('x')")

@@ -324,6 +324,31 @@ def test_who_is_no_staff_any_more_sees_no_more_and_a_full_process_can_be_seen(gu
     assert guarded.request("GET", "/staff/monitor/stream", Cookie=cookie).status == 403
 
 
+def test_who_was_let_in_before_and_listens_after_is_ended_once_more(script):
+    out = script(
+        """
+import contextlib, time
+from sse_channel import disconnect
+from sse_channel.monitor import _Exchange
+
+with contextlib.closing(_Exchange()) as exchange:
+    disconnect(user="eve")
+    times = []
+    began = time.monotonic()
+    while len(times) < 2 and time.monotonic() < began + 60:
+        users = exchange.revoked()
+        assert users in ([], ["eve"]), users
+        times += [time.monotonic()] * len(users)
+        time.sleep(0.01)
+    assert times[1] - times[0] > 1.9, times
+    assert exchange.revoked() == []
+print("ended twice")
+""",
+        SSE_CHANNEL_BUS="memory://",
+    )
+    assert out == "ended twice\n"
+
+
 def test_a_right_that_was_taken_away_and_given_back_is_one(guarded):
     guarded.cookie_of("may", "staff")
     assert guarded.request("GET", "/revoke/may/staff/").status == 200

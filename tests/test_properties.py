@@ -706,7 +706,6 @@ class Reader:
         self.holds: list[tuple[Any, bool]] = []
         self.dropped = 0
         self.is_closed = False
-        self.was_told = False
 
     @property
     def room(self) -> int:

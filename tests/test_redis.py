@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from parts import missing
 from ports import HOST, free_port
 from redis_server import RedisServer, RespError, Until, Worker, command
 from sse_channel import configure
@@ -508,7 +509,7 @@ def test_tls(redis, worker, certificate, name):
     try:
         redis.call("CONFIG", "SET", "tls-port", port)
     except RespError as error:
-        pytest.skip(f"this Redis has no TLS: {error}")
+        missing(f"TLS in redis-server ({error})")
     one = worker(url=f"rediss://localhost:{port}/0?ca={certificate}")
     other = worker()
     other("listen", name)

@@ -27,7 +27,6 @@ RENDERED = "/news/stream/"  # the library's, rendered once for all
 QUERIED = "/queried/"  # the library's, in a view that uses the database, with `initial`
 
 ASGI = [kind for kind in KINDS if kind.startswith("uvicorn")]
-GUNICORN = [kind for kind in KINDS if kind.startswith("gunicorn")]
 EACH_STREAM = [
     *((kind, path) for kind in KINDS for path in (LIBRARY, RENDERED)),
     ("gunicorn-gevent", GENERATOR),
