@@ -640,7 +640,17 @@ def test_a_listener_that_was_stopped_until_all_was_too_old_is_told(process, dire
     publisher("c = SSEChannel('news')")
     assert publisher("c.publish('before')").startswith("'")
     assert b"before" in eval(reader("next(s)"))
-    reader.kill(signal.SIGSTOP)
+    threads = list(Path(f"/proc/{reader.pid}/task").iterdir())
+
+    def is_stopped_without_the_lock() -> bool:
+        reader.kill(signal.SIGSTOP)
+        until(lambda: all(") T " in (thread / "stat").read_text() for thread in threads))
+        if publisher("c.publish('probe')").startswith("'"):
+            return True
+        reader.kill(signal.SIGCONT)
+        return False
+
+    until(is_stopped_without_the_lock)
     # More than the reader's socket takes; then the channel's own row goes with its last event.
     assert publisher("[c.publish(n) for n in range(50)][-1]").startswith("'")
 

@@ -33,7 +33,7 @@ use crate::wake::WakeBatch;
 
 use doorbell::{Bell, Ring, Ringer, Rung};
 use file_lock::{FileLock, Locked};
-use store::{Position, Store, Written};
+use store::{Position, Read, Store, Written};
 
 /// Events that one transaction takes at the most.
 const LARGEST_BATCH: usize = 1000;
@@ -382,7 +382,7 @@ impl LocalBus {
                 }
             };
             if read.forgotten > position {
-                self.mark_forgotten(reader, read.forgotten)?;
+                self.mark_forgotten(&read);
             }
             for (channel, floor) in read.gaps {
                 if self.hub.newest_of(&channel).is_some_and(|newest| newest < floor.into()) {
@@ -401,17 +401,15 @@ impl LocalBus {
         }
     }
 
-    /// Channels that the store knows nothing of any more have lost what was before `forgotten`.
-    fn mark_forgotten(&self, reader: &mut Reader, forgotten: Position) -> Result<()> {
+    /// Channels that the store knew nothing of any more have lost what was before that.
+    fn mark_forgotten(&self, read: &Read) {
+        let forgotten = read.forgotten.into();
         for (channel, _) in self.hub.heard() {
-            let store = self.open_reader(reader)?;
-            let is_known = store.knows(&channel).map_err(|error| store.explain(&error))?;
-            let is_behind = self.hub.newest_of(&channel).is_some_and(|id| id < forgotten.into());
-            if !is_known && is_behind {
-                self.hub.mark_gap(&channel, forgotten.into());
+            let is_behind = self.hub.newest_of(&channel).is_some_and(|id| id < forgotten);
+            if is_behind && !read.known.contains(&*channel) {
+                self.hub.mark_gap(&channel, forgotten);
             }
         }
-        Ok(())
     }
 
     /// Opens what reads, if it is not open. The store must be there: only a writer makes one.

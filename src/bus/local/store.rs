@@ -4,6 +4,7 @@
 //! what a killed process has committed is safe in the system's memory, and events need not survive
 //! a power cut. Writers are queued by `FileLock`, which must be held for `open` and all that writes.
 
+use std::collections::HashSet;
 use std::ops::Deref;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -134,8 +135,10 @@ pub struct Read {
     pub position: Position,
     /// Whether there may be more.
     pub is_full: bool,
-    /// Channels without a row have lost what was before this.
+    /// Channels that are not among `known` have lost what was before this.
     pub forgotten: Position,
+    /// Those that have a row, if that matters.
+    pub known: HashSet<String>,
     /// Channels of which events were let go of before they were read here, and up to where.
     pub gaps: Vec<(Arc<str>, Position)>,
 }
@@ -484,6 +487,11 @@ impl Store {
             };
             read.gaps = floors.query_map([position.0], gap)?.collect::<rusqlite::Result<_>>()?;
         }
+        if born > position.0 {
+            // Of the same moment: one that is published to now has a row that says nothing of this.
+            let mut names = snapshot.prepare_cached("SELECT name FROM channel")?;
+            read.known = names.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        }
         {
             let mut events = snapshot.prepare_cached(
                 "SELECT event.id, channel.name, json, has_data, frame, message
@@ -512,17 +520,6 @@ impl Store {
         self.connection
             .prepare_cached("SELECT born FROM store")?
             .query_row([], |row| row.get(0).map(Position))
-    }
-
-    /// Whether the store has a row for a channel.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn knows(&self, name: &str) -> rusqlite::Result<bool> {
-        self.connection
-            .prepare_cached("SELECT count(*) FROM channel WHERE name = ?1")?
-            .query_row([name], |row| row.get::<_, i64>(0))
-            .map(|count| count > 0)
     }
 
     /// The newest `count` events of a channel up to `position`, and what they come after.
