@@ -117,8 +117,6 @@ print("served")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_client_that_leaves_while_its_stream_is_opened_is_not_taken_over(script, loop, version):
-    pytest.importorskip("uvicorn")
-    pytest.importorskip(loop)
     out = script(
         """
 import asyncio, os, socket, sys, threading

@@ -139,21 +139,15 @@ class Exchange:
         if first is not None:
             given = first(True)
             body = await given if inspect.isawaitable(given) else given
-        try:
-            # Who has left meanwhile has no socket any more.
-            self._check(transport, stream)
-        except Refused:
-            if first is not None:
-                stream._set_initial(lambda _: body)
-            raise
         # uvicorn itself makes the head of the response, and logs it, but does not write it.
         recorder = _Recorder()
-        head = self._head
-        assert head is not None
-        self._head = None
-        headers = [each for each in head["headers"] if bytes(each[0]).lower() != b"connection"]
-        self._cycle.transport = recorder
         try:
+            # Once more: who has left meanwhile has no socket.
+            self._check(transport, stream)
+            head, self._head = self._head, None
+            assert head is not None
+            headers = [each for each in head["headers"] if bytes(each[0]).lower() != b"connection"]
+            self._cycle.transport = recorder
             await self._send({**head, "headers": [*headers, (b"connection", b"close")]})
             is_chunked = b"\r\ntransfer-encoding: chunked\r\n" in recorder.written.lower()
             if is_chunked != (self._scope["http_version"] == "1.1"):
