@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+import sse_channel
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".faults"
 sys.path.insert(0, str(ROOT / "tests"))
@@ -30,7 +32,7 @@ from faults import FAULTS, Outcome, conditions, run  # noqa: E402
 
 _HEAD = (
     "| fault | bus | worker | hits | s | acknowledged | refused | lost | doubled | out of order "
-    "| told | connections | longest silence, s | MB a worker | descriptors |"
+    "| told | connections | longest silence, s | MB a worker | descriptors | standstill, s |"
 )
 
 
@@ -53,6 +55,7 @@ def row(outcome: Outcome) -> str:
         f"{tally.longest_silence:.1f}",
         f"{outcome.before.memory / 1e6:.0f} → {outcome.after.memory / 1e6:.0f}",
         f"{outcome.before.descriptors:.0f} → {outcome.after.descriptors:.0f}",
+        f"{outcome.standstill:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -85,6 +88,12 @@ def report(
     return "\n".join(lines)
 
 
+def extension() -> tuple[int, int]:
+    """What tells one build of the extension from another."""
+    built = Path(sse_channel._sse_channel.__file__).stat()
+    return built.st_mtime_ns, built.st_size
+
+
 def has_held(outcomes: Sequence[Outcome]) -> bool:
     return bool(outcomes) and not any(outcome.problems for outcome in outcomes)
 
@@ -109,26 +118,30 @@ def main() -> int:
     outcomes: list[Outcome] = []
     skipped: list[tuple[str, str]] = []
     broken: list[tuple[str, str]] = []
+    began_with = extension()
     try:
-        for fault, bus, kind in wanted:
+        for number, (fault, bus, kind) in enumerate(wanted, 1):
+            log = WORK / f"{number}.log"
             what = f"{fault.name}, {bus.__name__}, {kind}"
             print(f"{what} …", end=" ", flush=True)
             chance = random.Random(chosen.seed)
             try:
-                outcome = run(fault, bus, kind, seconds=chosen.seconds, chance=chance)
+                outcome = run(fault, bus, kind, seconds=chosen.seconds, chance=chance, log=log)
             except pytest.skip.Exception as skip:
                 skipped.append((what, str(skip)))
                 print("skipped")
             except (AssertionError, pytest.fail.Exception) as failure:
-                broken.append((what, str(failure)))
+                broken.append((what, f"{failure} ({log.name})"))
                 print(f"FAILED: {failure}", flush=True)
             else:
                 outcomes.append(outcome)
-                (WORK / f"{len(outcomes)}.log").write_text(outcome.log)
                 print("; ".join(outcome.problems) or "held", flush=True)
     except KeyboardInterrupt:
         broken.append(("the rest", "interrupted"))
         print("interrupted; so far:")
+    if extension() != began_with:
+        # Workers that started meanwhile may have found half of it, or another version.
+        broken.append(("all of them", "the extension was built anew meanwhile; run them again"))
     text = report(outcomes, skipped, broken)
     (WORK / "report.md").write_text(f"{text}\n")
     print(f"\n{text}")

@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -380,6 +381,38 @@ FAULTS = [
 ]  # fmt: skip
 
 
+class Pulse:
+    """How long this process did not get to run at the longest, as a context manager.
+
+    A machine that was stopped or overloaded for long looks to clients like a server that was.
+    """
+
+    EVERY = 0.1  # seconds
+
+    def __init__(self) -> None:
+        self.longest = 0.0  # seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        # A machine that is suspended may stop the one clock, and not the other.
+        clocks = (time.monotonic, time.time)
+        before = [clock() for clock in clocks]
+        while not self._ended.wait(self.EVERY):
+            now = [clock() for clock in clocks]
+            took = max(later - one for one, later in zip(before, now, strict=True))
+            self.longest = max(self.longest, took - self.EVERY)
+            before = now
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 class Usage(NamedTuple):
     """What the workers take: one, in the mean."""
 
@@ -414,6 +447,8 @@ class Outcome:
     tally: Tally
     before: Usage
     after: Usage
+    #: For how many seconds the clients themselves did not get to run, at the longest.
+    standstill: float
     log: str
 
     @property
@@ -439,13 +474,39 @@ class Outcome:
 
 
 def run(
-    fault: Fault, bus_type: type[Bus], kind: str, *, seconds: float, chance: random.Random
+    fault: Fault,
+    bus_type: type[Bus],
+    kind: str,
+    *,
+    seconds: float,
+    chance: random.Random,
+    log: Path | None = None,
 ) -> Outcome:
     """Have it happen for so many seconds, and longer until each blow has hit often enough.
+
+    What the server says is in the file `log` in the end, also where it raises.
 
     Raises:
         AssertionError: a follower did not get the last event, or a process ended by itself.
     """
+    with Pulse() as pulse:
+        try:
+            return _run(fault, bus_type, kind, seconds, chance, log, pulse)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}; the clients did not get to run for up to {pulse.longest:.1f} s"
+            ) from error
+
+
+def _run(
+    fault: Fault,
+    bus_type: type[Bus],
+    kind: str,
+    seconds: float,
+    chance: random.Random,
+    log: Path | None,
+    pulse: Pulse,
+) -> Outcome:
     with ExitStack() as stack:
         # Not in pytest's directory: the path of a Unix socket has room for 107 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sse-")))
@@ -456,6 +517,8 @@ def run(
         server = Server(kind, directory, bus=bus.url, **options)
         server.environment.update(clock.environment if clock else {})
         stack.enter_context(server)
+        if log is not None:
+            stack.callback(lambda: log.write_text(server.output()))
         until(lambda: len(server.workers) == WORKERS, "the workers")
         relay = stack.enter_context(contextlib.closing(Relay(server))) if fault.relay else None
         stalls = [fault.stall] * round(FOLLOWERS * SLOW) if fault.stall else []
@@ -505,6 +568,7 @@ def run(
             result,
             before,
             after,
+            pulse.longest,
             server.output(),
         )
 

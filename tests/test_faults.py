@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 import faults
+import sse_channel
 from commands import load
 from delivery import Acknowledged, Published, tally
 from faults import FAULTS, Usage, run
@@ -37,12 +41,15 @@ CASES = [
 @pytest.mark.timeout(3 * faults.ALL_WITHIN)
 @pytest.mark.parametrize(("fault", "bus", "kind"), CASES)
 def test_what_was_acknowledged_reaches_every_follower_once_and_in_order(
-    fault: faults.Fault, bus: type[faults.Bus], kind: str
+    fault: faults.Fault, bus: type[faults.Bus], kind: str, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SSE_TEST_SEED", time.time_ns() % 1_000_000))
     print(f"seed {seed}")
-    outcome = run(fault, bus, kind, seconds=SECONDS, chance=random.Random(seed))
-    print(outcome.log)
+    log = tmp_path / "server.log"
+    try:
+        outcome = run(fault, bus, kind, seconds=SECONDS, chance=random.Random(seed), log=log)
+    finally:
+        print(log.read_text() if log.exists() else "the server did not start")
     print(outcome.blows, outcome.tally)
     assert outcome.problems == []
     assert outcome.tally.longest_wait <= LONGEST_WAIT
@@ -156,6 +163,42 @@ def test_events_that_change_places_are_out_of_order():
     assert told([ALL[0], ALL[2], ALL[1], ALL[3]]) == {"disordered": 1}
 
 
+# --- What a run says that failed ------------------------------------------------------------------
+
+
+def test_a_run_that_fails_leaves_what_the_server_said(tmp_path):
+    def fail(scene: faults.Scene) -> bool:
+        raise AssertionError("as it was to")
+
+    fault = faults.Fault("one that fails", (fail,), (faults.Local,))
+    log = tmp_path / "server.log"
+    with pytest.raises(AssertionError, match=r"as it was to; .* for up to \d+\.\d s"):
+        run(fault, faults.Local, "gunicorn-sync-3", seconds=1, chance=random.Random(0), log=log)
+    assert "Booting worker" in log.read_text()
+
+
+_STOPPED = """
+import os, signal, subprocess, sys
+from faults import Pulse
+with Pulse() as pulse:
+    again = f"sleep 1.5; kill -CONT {os.getpid()}"
+    with subprocess.Popen(["sh", "-c", again]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+print(pulse.longest)
+"""
+
+
+def test_a_standstill_of_the_clients_is_noticed():
+    said = subprocess.run(
+        [sys.executable, "-c", _STOPPED],
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(said.stdout) >= 1
+
+
 # --- The command ----------------------------------------------------------------------------------
 
 
@@ -176,6 +219,7 @@ def outcome(**changes: int) -> faults.Outcome:
         perfect._replace(**changes),
         Usage(30e6, 31.0),
         Usage(31e6, 31.0),
+        0.2,
         "",
     )
 
@@ -190,3 +234,11 @@ def test_the_report_has_a_line_for_each_fault_and_says_what_was_wrong(command):
     assert not command.has_held([outcome(), outcome(lost=2)])
     assert not command.has_held([])
     assert command.has_held([outcome()])
+
+
+def test_a_build_of_the_extension_meanwhile_is_noticed(command, tmp_path, monkeypatch):
+    before = command.extension()
+    other = tmp_path / "other.so"
+    other.write_bytes(b"")
+    monkeypatch.setattr(sse_channel._sse_channel, "__file__", str(other))
+    assert command.extension() != before
