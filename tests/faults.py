@@ -174,10 +174,27 @@ Blow = Callable[[Scene], bool]
 
 
 def kill_a_worker(scene: Scene) -> bool:
+    """Kill (-9) one, at any moment of its life, while another one answers.
+
+    On a busy machine all would be killed before they have begun, and what clients come back to is
+    older than the channel's history: then they are told of a gap, as they should be.
+    """
     worker = scene.some_worker()
-    if worker is not None:
-        worker.kill()
-    return worker is not None
+    if worker is None or not _another_answers(scene.server, worker):
+        return False
+    _if_there(worker.kill)
+    return True
+
+
+def _another_answers(server: Server, worker: psutil.Process) -> bool:
+    def ask() -> int | None:
+        try:
+            return server.request("GET", "/figures/", within=5).json()["process"]
+        except (OSError, HTTPException, JSONDecodeError, AssertionError):
+            return None  # by one that has just been killed
+
+    # One after the other, so that the one that has just answered may do so again.
+    return any(ask() not in (None, worker.pid) for _ in range(10))
 
 
 def kill_a_publisher(scene: Scene) -> bool:
@@ -612,7 +629,8 @@ def last_article(server: Server) -> int:
             found.append(server.publish("The last article")["id"])
         return bool(found)
 
-    until(is_published, "an article is accepted")
+    # Its workers may have to begin first.
+    until(is_published, "an article is accepted", within=ALL_WITHIN)
     return found[0]
 
 
