@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import Any
 
+from django.contrib.auth import SESSION_KEY, get_user
+from django.db.models import Model
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_vary_headers
-from django.utils.functional import LazyObject
+from django.utils.functional import LazyObject, empty
 
 from ..config import options
 from ..control import user_key
 
-__all__ = ["address_of", "allow_origin", "user_of"]
+__all__ = ["address_of", "allow_origin", "as_it_is_now", "user_of"]
 
 
 def user_of(request: HttpRequest) -> str | None:
@@ -30,6 +33,36 @@ def user_of(request: HttpRequest) -> str | None:
         return None
     # One that another way of logging in made may have no key.
     return None if getattr(user, "pk", user) is None else user_key(user)
+
+
+def as_it_is_now(request: HttpRequest) -> HttpRequest | None:
+    """The request with its session and its user as they are stored now; None for a deleted user.
+
+    A user keeps what it was once asked, its permissions above all.
+    """
+    now = copy.copy(request)
+    session: Any = getattr(request, "session", None)
+    # What this very request changed is not stored yet.
+    if session is not None and session.session_key and not session.modified:
+        setattr(now, "session", type(session)(session.session_key))  # noqa: B010
+    user: Any = getattr(request, "user", None)
+    if isinstance(user, LazyObject) and user._wrapped is empty:
+        # Nobody has asked yet.
+        return now
+    if not isinstance(user, Model):
+        return now
+    for name in ("_cached_user", "_acached_user"):
+        vars(now).pop(name, None)
+    if session is not None and session.get(SESSION_KEY) == user._meta.pk.value_to_string(user):
+        setattr(now, "user", get_user(now))  # noqa: B010
+        return now
+    # As another way of logging in gave it.
+    users: Any = user._meta.model._base_manager.using(user._state.db)
+    again = users.filter(pk=user.pk).first()
+    if again is None:
+        return None
+    setattr(now, "user", again)  # noqa: B010
+    return now
 
 
 def address_of(request: HttpRequest) -> str | None:

@@ -32,7 +32,7 @@ from django.views.generic import View
 from .. import _sse_channel
 from ..channel import SSEChannel
 from . import EventStreamResponse, _channel
-from .identity import allow_origin
+from .identity import allow_origin, as_it_is_now
 
 __all__ = ["EventStreamView", "Permission", "everybody"]
 
@@ -51,7 +51,8 @@ class EventStreamView(View):
     It answers GET and HEAD, and OPTIONS for pages of other origins (`CORS_ORIGINS`). Who may not
     listen gets a 403 before anything is opened, and the browser does not come back by itself. When
     the right may have been taken away while the stream was opened (`sse_channel.disconnect`), it is
-    asked again.
+    asked again, with the session and the user as they are stored then. What else a request was
+    given, by a middleware of the project, is as it was.
 
     The channels are the first of these that there is:
 
@@ -94,7 +95,7 @@ class EventStreamView(View):
                 "to ask for; give the channel a name, or leave the permission out"
             )
         before = _sse_channel.revocations()
-        refused = self._first_refused(names)
+        refused = self._first_refused(request, names)
         if refused is None:
             given = self.stream_options or {}
             response = EventStreamResponse(
@@ -103,7 +104,8 @@ class EventStreamView(View):
             if before is not None and before == _sse_channel.revocations():
                 return response
             # Somebody was disconnected meanwhile, or nobody would have told of it.
-            refused = self._first_refused(names)
+            now = as_it_is_now(request)
+            refused = names[0] if now is None else self._first_refused(now, names)
             if refused is None:
                 return response
             # The stream alone: to close a response tells Django that the request is over.
@@ -155,12 +157,16 @@ class EventStreamView(View):
             raise ValueError(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
         return [SSEChannel(name) for name in dict.fromkeys(names)]
 
-    def _first_refused(self, names: Iterable[str]) -> str | None:
+    def _first_refused(self, request: HttpRequest, names: Iterable[str]) -> str | None:
         permission = self.permission
         if permission is None:
             return None
-        refused = (name for name in names if not is_permitted(permission, self.request, name))
-        return next(refused, None)
+        before, self.request = self.request, request
+        try:
+            refused = (name for name in names if not is_permitted(permission, request, name))
+            return next(refused, None)
+        finally:
+            self.request = before
 
     def _answer(self, answer: type[HttpResponse], text: str) -> HttpResponse:
         response = answer(f"{text}\n", content_type="text/plain; charset=utf-8")
