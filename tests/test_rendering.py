@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import gc
 import logging
 import os
 import re
 import threading
+import time
 
 import pytest
 
 from servers import Server, open_streams
 from servers import until as until_
-from sse_channel import Event, SSEChannel, rendering, stats
+from sse_channel import BusError, Event, SSEChannel, rendering, stats
 
 ID = rb"id: [0-9]+-[0-9]+\n"
 OPENING = re.compile(rb"(retry: 3000\nid: .*\n\n)?")
@@ -402,14 +404,20 @@ def test_a_client_that_joins_a_rendering_at_its_end_begins_another(channel, monk
 def test_renderings_and_threads_without_clients_end_by_themselves(script):
     script(
         """
-import threading, time
+import contextlib, threading, time
 from sse_channel import SSEChannel, configure, rendering, stats
 
 configure(bus="memory://", render_threads=2)
 rendering._REST = rendering._LINGER = 0.05
 channel = SSEChannel("a")
 released = []
-rendering.release_with(lambda: released.append(threading.current_thread().name))
+
+@contextlib.contextmanager
+def surroundings():
+    yield
+    released.append(threading.current_thread().name)
+
+rendering.render_within(surroundings)
 streams = [channel.stream(render=str, key=n) for n in range(5)]
 
 def threads():
@@ -623,6 +631,191 @@ def test_what_was_lost_while_a_client_was_away_is_told_to_it(channel, monkeypatc
     with channel.stream(render=render, key=1, last_event_id=seen) as stream:
         assert read(stream, b"data: 8").count(b"data: ") == 9
         assert stream.reset is None
+
+
+def test_what_was_missed_is_rendered_as_what_is_published_is(channel):
+    asked = contextvars.ContextVar("asked", default="by nobody")
+    seen = []
+
+    def render(message):
+        seen.append((message, asked.get(), threading.current_thread().name))
+        return message
+
+    with channel.stream() as stream:
+        cursor = cursor_of(stream)
+    channel.publish("missed")
+    asked.set("by a client")
+    with channel.stream(render=render, key=1, last_event_id=cursor) as stream:
+        assert read(stream, b"missed")
+        channel.publish("live")
+        assert read(stream, b"live")
+    thread = "sse-channel-render"
+    assert seen == [(message, "by nobody", thread) for message in ("missed", "live")]
+
+
+@pytest.mark.parametrize("is_request", [True, False])
+def test_a_view_that_waits_for_an_asynchronous_render_is_not_in_its_way(script, is_request):
+    out = script(
+        """
+import asyncio, contextlib, sys
+import django
+from django.conf import settings
+settings.configure()
+django.setup()
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+import sse_channel.django
+from sse_channel import SSEChannel, configure
+
+configure(bus="memory://")
+channel = SSEChannel("a")
+
+async def render(message):
+    # As the ORM does it.
+    return await sync_to_async(str)(message)
+
+def view(cursor):
+    return channel.stream(render=render, key=1, last_event_id=cursor)
+
+async def main():
+    cursor = await channel.apublish(0)
+    await channel.apublish("missed")
+    # A server has one for each request; elsewhere, all share one thread.
+    is_request = sys.argv[1] == "True"
+    async with ThreadSensitiveContext() if is_request else contextlib.AsyncExitStack():
+        stream = await asyncio.wait_for(sync_to_async(view)(cursor), 60)
+        given = await anext(stream) + await anext(stream)
+        assert given.endswith(b"data: missed\\n\\n"), given
+        stream.close()
+
+asyncio.run(main())
+print("opened")
+""",
+        str(is_request),
+    )
+    assert out == "opened\n"
+
+
+def test_an_error_of_what_was_missed_is_told_to_who_opens_the_stream(channel, monkeypatch):
+    def fail(*_):
+        raise BusError("as it was to")
+
+    cursor = channel.publish(0)
+    channel.publish(1)
+    monkeypatch.setattr(rendering.Rendering, "catch_up", fail)
+    with pytest.raises(BusError, match="as it was to"):
+        channel.stream(render=plain, last_event_id=cursor)
+
+
+def test_a_client_that_resumes_does_not_wait_for_another_renderings_thread(channel, name):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(message):
+        begun.set()
+        assert go_on.wait(60)
+        return message
+
+    other = SSEChannel(f"{name}-other")
+
+    async def main():
+        cursor = await other.apublish(0)
+        await other.apublish("missed")
+        with channel.stream(render=slow, key=1) as stream:
+            await anext(stream)
+            await channel.apublish("slow")
+            assert await asyncio.to_thread(begun.wait, 60)
+            try:
+                with other.stream(render=str, last_event_id=cursor) as second:
+                    await asyncio.wait_for(anext(second), 30)
+                    assert b"missed" in await asyncio.wait_for(anext(second), 30)
+            finally:
+                go_on.set()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_resumes_while_the_last_thread_ends_has_another(script):
+    script(
+        """
+import asyncio, contextlib, threading
+from sse_channel import SSEChannel, configure, rendering, stats
+
+configure(bus="memory://")
+rendering._REST = rendering._FIRST = rendering._LINGER = 0.05
+channel = SSEChannel("a")
+leaving, go_on = threading.Event(), threading.Event()
+
+@contextlib.contextmanager
+def surroundings():
+    yield
+    if not stats()["render"]["renderings"]:
+        leaving.set()
+        assert go_on.wait(60)
+
+rendering.render_within(surroundings)
+
+async def main():
+    cursor = await channel.apublish(0)
+    with channel.stream(render=str) as stream:
+        await anext(stream)
+    # Once more, so that the rendering notices that nobody is there.
+    while not leaving.is_set():
+        await channel.apublish("missed")
+        await asyncio.sleep(0.02)
+    stream = channel.stream(render=str, last_event_id=cursor)
+    opening = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.1)
+    go_on.set()
+    await asyncio.wait_for(opening, 60)
+    stream.close()
+
+asyncio.run(main())
+"""
+    )
+
+
+def test_a_thread_that_never_rests_gives_back_what_it_has(channel, monkeypatch):
+    monkeypatch.setattr(rendering, "_REST", 0.05)
+    entered = []
+
+    @contextlib.contextmanager
+    def surroundings():
+        entered.append(threading.get_ident())
+        yield
+
+    monkeypatch.setattr(rendering, "_surroundings", [surroundings])
+    with channel.stream(render=plain) as stream:
+        next(stream)
+        for n in range(10_000):
+            channel.publish(n)
+            next(stream)
+            if entered.count(entered[-1]) >= 5:
+                break
+            time.sleep(0.005)
+        else:
+            pytest.fail(f"{len(entered)} times")
+
+
+def test_what_is_lost_while_an_event_is_taken_is_told_at_its_place(channel, monkeypatch):
+    monkeypatch.setattr(rendering, "_CAPACITY", 5)
+    ids = []
+    take = rendering.Rendering.take
+
+    def taken(self):
+        event = take(self)
+        if event is not None and not ids:
+            ids.extend(channel.publish(n) for n in range(1, 11))
+        return event
+
+    monkeypatch.setattr(rendering.Rendering, "take", taken)
+    with channel.stream(render=plain) as stream:
+        next(stream)
+        channel.publish(0)
+        assert b"stream-reset" in read(stream, b"10}")
+        # Another worker had the third, which was lost here.
+        with channel.stream(render=plain, last_event_id=ids[2]) as second:
+            if second.reset is None:
+                # Then it is given all, rendered from what the source still has.
+                assert read(second, b"10}").count(b"data: ") == 7
 
 
 # --- The news example ------------------------------------------------------------------------

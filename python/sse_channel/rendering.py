@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import inspect
 import logging
@@ -30,7 +31,7 @@ from .event import Event, envelope, to_fields
 from .queue import ClientQueue
 from .waiting import close_at_exit
 
-__all__ = ["ERROR_EVENT", "Renderer", "figures", "on_thread", "release_with"]
+__all__ = ["ERROR_EVENT", "Renderer", "figures", "on_thread", "render_within"]
 
 #: The event that clients get in place of one whose rendering failed.
 ERROR_EVENT = "stream-error"
@@ -41,7 +42,8 @@ _CAPACITY = 10_000
 #: Events that are rendered for one rendering before it is the turn of another.
 _TURN = 16
 
-#: Seconds without work after which a thread gives back what it has, its database connections.
+#: Seconds, with work or without, after which a thread gives back what it has, its database
+#: connections.
 _REST = 1.0
 
 #: Seconds that a rendering waits for its first client.
@@ -52,13 +54,17 @@ _LINGER = 60.0
 
 _logger = logging.getLogger("sse_channel")
 
-_releases: list[Callable[[], None]] = []
+_surroundings: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
 
 
-def release_with(release: Callable[[], None]) -> None:
-    """Have a thread that renders call `release` when it has nothing to do, and after an error."""
-    if release not in _releases:
-        _releases.append(release)
+def render_within(make: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    """Have threads that render do so within what `make` gives.
+
+    It is entered in the thread, and left when the thread has nothing to do, after an error, and
+    once a second.
+    """
+    if make not in _surroundings:
+        _surroundings.append(make)
 
 
 class Renderer:
@@ -100,8 +106,11 @@ class Renderer:
         """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`."""
         while True:
             rendering = _desk().rendering(self, timeout)
-            if last_event_id:
-                rendering.catch_up(self.channels, last_event_id, timeout)
+            if last_event_id and rendering.lacks(last_event_id):
+                catch_up = functools.partial(
+                    rendering.catch_up, self.channels, last_event_id, timeout
+                )
+                rendering.desk.do(catch_up)
             reason = rendering.register(stream, last_event_id, retry)
             if reason is not False:
                 return reason
@@ -165,7 +174,7 @@ class Rendering(_sse_channel.Rendering):
                         # The next client begins another.
                         self.desk.forget(self)
                         return
-                    event = self.take()
+                    event = self._next()
                     if event is None:
                         return
                     self._do(event, back=False)
@@ -177,24 +186,27 @@ class Rendering(_sse_channel.Rendering):
     ) -> None:
         """Render what a client that resumes has to get, as far as there is any of it.
 
-        Of two that resume at once, one renders and the other finds it.
+        Of two that resume at once, one renders and the other finds it. Called on a thread that
+        renders: what becomes of an event is for others, too, and must not depend on the request of
+        the client that came first, its language or its transaction.
         """
-        if not self.lacks(last_event_id):
-            return
         with self._lock:
             if not self.lacks(last_event_id):
                 return
             self.prepare(channels, last_event_id, timeout)
             # First: what other processes have rendered already, a client may have had.
-            while (event := self.take()) is not None:
+            while (event := self._next()) is not None:
                 self._do(event, back=False)
             for event in self.missing(last_event_id):
                 self._do(event, back=True)
             self.read_back()
 
-    def _do(self, event: _sse_channel.SourceEvent, *, back: bool) -> None:
+    def _next(self) -> _sse_channel.SourceEvent | None:
+        # Before the take: what is lost after this look may come after the event. Then there is a
+        # next one, because only a full queue loses any, and it tells of that.
         dropped = self.dropped
-        if dropped != self._dropped and not back:
+        event = self.take()
+        if event is not None and dropped != self._dropped:
             self._dropped = dropped
             _logger.warning(
                 "render=%r is too slow for what is published: %d events were lost so far; its "
@@ -203,6 +215,9 @@ class Rendering(_sse_channel.Rendering):
                 dropped,
             )
             self.lose(event)
+        return event
+
+    def _do(self, event: _sse_channel.SourceEvent, *, back: bool) -> None:
         if not event.has_message:
             self.pass_on(event, back)
             return
@@ -267,10 +282,30 @@ async def _awaited(pending: Awaitable[Any]) -> Any:
     return await pending
 
 
-def _release() -> None:
-    for release in _releases:
+class _Surroundings:
+    """What a thread renders within, if it is within it now."""
+
+    def __init__(self) -> None:
+        self._entered: contextlib.ExitStack | None = None
+        self._since = 0.0
+
+    def enter(self) -> None:
+        if self._entered is not None and time.monotonic() - self._since < _REST:
+            return
+        # A connection that is used without a rest would never be looked after.
+        self.leave()
+        self._entered, self._since = contextlib.ExitStack(), time.monotonic()
+        for make in _surroundings:
+            try:
+                self._entered.enter_context(make())
+            except Exception:
+                _logger.exception("what rendering happens within could not be entered")
+
+    def leave(self) -> None:
+        entered, self._entered = self._entered, None
         try:
-            release()
+            if entered is not None:
+                entered.close()
         except Exception:
             _logger.exception("a database connection of a renderer could not be closed")
 
@@ -279,6 +314,12 @@ class _Job(NamedTuple):
     """Something else than a rendering that a thread does."""
 
     run: Callable[[], None]
+
+
+class _Answer(NamedTuple):
+    """That a job is done, and what it raised."""
+
+    error: BaseException | None
 
 
 class _Desk:
@@ -290,6 +331,10 @@ class _Desk:
         self._renderings: dict[Hashable, Rendering] = {}
         self._swept = time.monotonic()
         self._threads = 0
+        # Those that wait, and those that are being done.
+        self._jobs = 0
+        # `threading.get_ident` of the threads.
+        self._workers: set[int] = set()
         # Held for a look.
         self._lock = threading.Lock()
         self._channel = _sse_channel.Channel(None, 0)
@@ -333,13 +378,14 @@ class _Desk:
             }
 
     def _begin_threads(self) -> None:
-        # One at least: there may be a job.
-        wanted = max(len(self._renderings), 1)
+        wanted = len(self._renderings) + self._jobs
         if self._threads >= min(wanted, options().render_threads):
             return
         self._threads += 1
+        # In a context of its own: a greenlet has that of the request in which it was begun.
+        work = functools.partial(contextvars.Context().run, self._work)
         try:
-            threading.Thread(target=self._work, name="sse-channel-render", daemon=True).start()
+            threading.Thread(target=work, name="sse-channel-render", daemon=True).start()
         except RuntimeError:
             # The machine gives no more threads: those that run do it.
             self._threads -= 1
@@ -351,7 +397,7 @@ class _Desk:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
-        def tell(error: BaseException | None) -> None:
+        def resolve(error: BaseException | None) -> None:
             if done.cancelled():
                 return
             if error is None:
@@ -359,20 +405,53 @@ class _Desk:
             else:
                 done.set_exception(error)
 
+        def tell(error: BaseException | None) -> None:
+            # A loop that is closed has nobody who awaits it.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(resolve, error)
+
+        self._give(job, tell)
+        return done
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Have a thread that renders do `job`, and wait for it; it raises what `job` does."""
+        if threading.get_ident() in self._workers:
+            # All of them may be here.
+            job()
+            return
+        # One of ours, because waiting for it yields to gevent also where threads are not patched.
+        answer = ClientQueue(1, "drop_newest")
+        self._give(job, lambda error: answer.put_nowait(_Answer(error)))
+        error = answer.get().error
+        if isinstance(error, Exception):
+            raise error
+        if error is not None:
+            # Not the end of this thread or greenlet.
+            raise RuntimeError("the thread that rendered was ended") from error
+
+    def _give(self, job: Callable[[], None], tell: Callable[[BaseException | None], None]) -> None:
+        """Have a thread that renders do `job`, and call `tell` with what it raised."""
+
         def do() -> None:
             error: BaseException | None = None
             try:
                 job()
             except BaseException as raised:
                 error = raised
-            # A loop that is closed has nobody who awaits it.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(tell, error)
+            with self._lock:
+                self._jobs -= 1
+            tell(error)
 
-        self._queue.put_nowait(_Job(do))
         with self._lock:
-            self._begin_threads()
-        return done
+            self._jobs += 1
+        try:
+            with self._lock:
+                self._begin_threads()
+            self._queue.put_nowait(_Job(do))
+        except BaseException:
+            with self._lock:
+                self._jobs -= 1
+            raise
 
     def _sweep(self, at_most_every: float = 0.0) -> None:
         now = time.monotonic()
@@ -385,6 +464,8 @@ class _Desk:
 
     def _work(self) -> None:
         wait = _REST
+        surroundings = _Surroundings()
+        self._workers.add(threading.get_ident())
         try:
             while True:
                 try:
@@ -392,15 +473,16 @@ class _Desk:
                 except _sse_channel.ChannelClosed:
                     return
                 except Empty:
-                    _release()
+                    surroundings.leave()
                     wait = _LINGER
                     with self._lock:
                         self._sweep()
-                        if not self._renderings:
+                        if not self._renderings and not self._jobs:
                             return
                     continue
                 wait = _REST
                 errors = self.errors
+                surroundings.enter()
                 try:
                     rendering.run()
                 except Exception:
@@ -408,14 +490,15 @@ class _Desk:
                     _logger.exception("a rendering failed; its clients may miss an event")
                 if self.errors != errors:
                     # It may have been the database.
-                    _release()
+                    surroundings.leave()
                 with self._lock:
                     self._sweep(at_most_every=_LINGER / 2)
         finally:
-            _release()
+            self._workers.discard(threading.get_ident())
+            surroundings.leave()
             with self._lock:
                 self._threads -= 1
-                if self._renderings and not self._queue.closed:
+                if (self._renderings or self._jobs) and not self._queue.closed:
                     # It was ended from outside, or by what `render` raised.
                     self._begin_threads()
 

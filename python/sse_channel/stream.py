@@ -156,17 +156,22 @@ def open_stream(
         if first is not None and not resumed:
             opened._set_initial(first)
 
-    if asyncio._get_running_loop() is not None and not stream.closed:
-        # Waiting for the bus here would hold up the loop.
-        pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
-        if pending is not None:
-            pending.add_done_callback(_look_at)
-        # To render what was missed would hold up the loop as well.
-        renders = renderer is not None and bool(last_event_id)
-        if pending is not None or renders:
-            stream._set_opener(_Opener(pending, register, renders))
-            return stream
-    register()
+    try:
+        if asyncio._get_running_loop() is not None and not stream.closed:
+            # Waiting for the bus here would hold up the loop.
+            pending = _sse_channel.prepare(list(channels), last_event_id, timeout)
+            if pending is not None:
+                pending.add_done_callback(_look_at)
+            # To render what was missed would hold up the loop as well.
+            renders = renderer is not None and bool(last_event_id)
+            if pending is not None or renders:
+                stream._set_opener(_Opener(pending, register, renders))
+                return stream
+        register()
+    except BaseException:
+        # Somebody may hold the error, and with it the stream's place among those that are counted.
+        stream.close()
+        raise
     return stream
 
 

@@ -9,17 +9,25 @@ def stream(request):
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import queue
+import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Any
 
-from asgiref.sync import SyncToAsync, iscoroutinefunction, sync_to_async
+from asgiref.sync import (
+    SyncToAsync,
+    ThreadSensitiveContext,
+    iscoroutinefunction,
+    sync_to_async,
+)
 from django.apps import apps
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
+from django.core.signals import got_request_exception
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
@@ -30,7 +38,7 @@ from ..compression import accepts_gzip
 from ..config import options
 from ..control import user_key
 from ..offload import COME_BACK_LATER, Backlog, Refused, refuse, take_over_wsgi
-from ..rendering import release_with
+from ..rendering import render_within
 from ..server_stop import watch_server
 from ..stream import EventStream, open_stream
 from ..traps import note_plain_asgi
@@ -66,6 +74,10 @@ def __getattr__(name: str) -> Any:
 
         return metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+#: Where a request keeps which streams were opened for it.
+_OPENED = "_sse_channel_opened"
 
 
 class EventStreamResponse(StreamingHttpResponse):
@@ -165,6 +177,8 @@ class EventStreamResponse(StreamingHttpResponse):
                 refuse(str(full))
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
+            else:
+                vars(its_request).setdefault(_OPENED, []).append(weakref.ref(self._stream))
         try:
             self._make(its_request, opened[0], rest, overflow, compress, status, headers)
         except BaseException:
@@ -272,8 +286,14 @@ class EventStreamResponse(StreamingHttpResponse):
         return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._stream is not None and await self._is_taken_over_on_asgi(self._stream):
-            return
+        if self._stream is not None:
+            try:
+                if await self._is_taken_over_on_asgi(self._stream):
+                    return
+            except BaseException:
+                # Nobody iterates what could not be opened, and somebody may hold the error.
+                self._stream.close()
+                raise
         await _release_thread()
         content: Any = super().__aiter__() if self._is_wrapped else self._content
         async with aclosing(content):
@@ -309,6 +329,17 @@ class _AsyncContent:
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
+
+
+def _end_opened(request: HttpRequest | None = None, **_: object) -> None:
+    """End what a request opened that is answered by an error: its response is never closed."""
+    for opened in getattr(request, _OPENED, ()):
+        stream = opened()
+        if stream is not None:
+            stream.close()
+
+
+got_request_exception.connect(_end_opened)
 
 
 def last_event_id_of(request: HttpRequest) -> str | None:
@@ -377,9 +408,6 @@ def _without_connections(initial: Callable[[], Any], is_asgi: bool) -> Callable[
     return called_in_thread
 
 
-release_with(_close_connections)
-
-
 async def _release_thread() -> None:
     """Close the request's connections, in the thread that has them, and end that thread.
 
@@ -397,3 +425,27 @@ async def _release_thread() -> None:
         executor = executors.pop(context, None)
         if executor is not None:
             executor.shutdown(wait=False)
+
+
+@contextmanager
+def _rendering() -> Iterator[None]:
+    """What a thread renders within: no database connection of it stays open.
+
+    What an asynchronous `render` does synchronously, the ORM for one, has a thread of its own
+    meanwhile. Else it would be that of all coroutines outside of requests, one of which may just
+    wait for the rendering, and nobody would close its connections.
+    """
+    context = ThreadSensitiveContext()
+    token = SyncToAsync.thread_sensitive_context.set(context)
+    try:
+        yield
+    finally:
+        try:
+            if context in SyncToAsync.context_to_thread_executor:
+                asyncio.run(_release_thread())
+        finally:
+            SyncToAsync.thread_sensitive_context.reset(token)
+            _close_connections()
+
+
+render_within(_rendering)
