@@ -176,3 +176,59 @@ print(*told, stats()["offload"]["connections"])
         SSE_CHANNEL_BUS="memory://",
     )
     assert out == "Refused('ended') 0\n"
+
+
+@pytest.mark.parametrize("wrapped", ["offloaded", "plain"])
+def test_a_stream_that_fails_while_it_is_opened_is_not_held_by_its_error(script, wrapped):
+    out = script(
+        """
+import asyncio, django, logging, sys, uvicorn
+from django.conf import settings
+settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="only for tests", ALLOWED_HOSTS=["*"],
+                   SSE_CHANNEL={"BUS": "memory://"}, LOGGING_CONFIG=None)
+logging.disable()
+django.setup()
+from django.core.asgi import get_asgi_application
+from django.urls import path
+from sse_channel import stats
+from sse_channel.asgi import offload
+from sse_channel.django import EventStreamResponse
+
+kept = []
+
+def initial():
+    # As Sentry does it, or a log that is written later.
+    kept.append(ValueError("no such article"))
+    raise kept[-1]
+
+async def stream(request):
+    return EventStreamResponse(request, "news", initial=initial)
+
+urlpatterns = [path("", stream)]
+application = get_asgi_application()
+if sys.argv[1] == "offloaded":
+    application = offload(application)
+
+async def main():
+    config = uvicorn.Config(application, port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    address = server.servers[0].sockets[0].getsockname()
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+        assert b"data:" not in await reader.read()
+        writer.close()
+    while sum(stats()["clients"].values()):
+        await asyncio.sleep(0.01)
+    server.should_exit = True
+    await serving
+
+asyncio.run(asyncio.wait_for(main(), 60))
+print(len(kept))
+""",
+        wrapped,
+    )
+    assert out == "3\n"

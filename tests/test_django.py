@@ -353,3 +353,97 @@ gc.collect()
 assert respond()[1] != LATER
 """
     )
+
+
+@pytest.mark.parametrize("raising", ["view", "middleware"])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_stream_whose_request_is_answered_by_an_error_ends(script, raising, is_async):
+    out = script(
+        """
+import asyncio, logging, sys
+import django
+from django.conf import settings
+settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="only for tests", ALLOWED_HOSTS=["*"],
+                   SSE_CHANNEL={"BUS": "memory://"}, MIDDLEWARE=["__main__.middleware"])
+logging.disable()
+django.setup()
+from django.test import AsyncClient, Client
+from django.urls import path
+from django.utils.decorators import sync_and_async_middleware
+from sse_channel import SSEChannel, stats
+from sse_channel.django import EventStreamResponse
+
+raising, is_async = sys.argv[1], sys.argv[2] == "True"
+kept = []
+
+def fail():
+    # As Sentry does it, or a log that is written later.
+    kept.append(ValueError("on the way out"))
+    raise kept[-1]
+
+def respond(request):
+    response = EventStreamResponse(request, "news")
+    assert stats()["clients"]["stream"] == 1
+    if raising == "view":
+        fail()
+    return response
+
+async def arespond(request):
+    return respond(request)
+
+@sync_and_async_middleware
+def middleware(get_response):
+    if is_async:
+        async def answer(request):
+            response = await get_response(request)
+            if raising == "middleware":
+                fail()
+            return response
+    else:
+        def answer(request):
+            response = get_response(request)
+            if raising == "middleware":
+                fail()
+            return response
+    return answer
+
+urlpatterns = [path("", arespond if is_async else respond)]
+# So that a stream is registered at once, not on its first iteration.
+SSEChannel("news").publish(0)
+for _ in range(2):
+    if is_async:
+        asyncio.run(AsyncClient(raise_request_exception=False).get("/"))
+    else:
+        Client(raise_request_exception=False).get("/")
+    assert sum(stats()["clients"].values()) == 0
+print(len(kept))
+""",
+        raising,
+        str(is_async),
+    )
+    assert out == "2\n"
+
+
+def test_an_error_that_is_held_holds_no_place(script):
+    out = script(
+        """
+import django
+from django.conf import settings
+settings.configure(SSE_CHANNEL={"PUBLISH_TIMEOUT": 0.2, "MAX_CLIENTS": 2})
+django.setup()
+from django.test import RequestFactory
+from sse_channel import BusError
+from sse_channel.django import EventStreamResponse
+
+kept = []
+for render in (None, str):
+    for _ in range(3):
+        try:
+            EventStreamResponse(RequestFactory().get("/"), "news", render=render)
+        except BusError as error:
+            kept.append(error)
+print(len(kept))
+""",
+        SSE_CHANNEL_BUS="redis://127.0.0.1:1/0",
+    )
+    assert out == "6\n"

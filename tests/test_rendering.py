@@ -795,6 +795,66 @@ def test_a_thread_that_never_rests_gives_back_what_it_has(channel, monkeypatch):
             pytest.fail(f"{len(entered)} times")
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("missed", [True, False])
+def test_no_database_connection_of_a_render_stays_open(script, tmp_path, is_async, missed):
+    out = script(
+        """
+import asyncio, sys, threading, time
+import django
+from django.conf import settings
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}
+settings.configure(DATABASES={"default": database})
+django.setup()
+from asgiref.sync import sync_to_async
+from django.db import connection
+from django.db.backends.signals import connection_created
+import sse_channel.django
+from sse_channel import SSEChannel, configure, rendering
+
+configure(bus="memory://")
+rendering._REST = 0.05
+channel = SSEChannel("a")
+created = []
+connection_created.connect(lambda connection, **_: created.append(connection), weak=False)
+
+def query(message):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return message
+
+async def aquery(message):
+    return await sync_to_async(query)(message)
+
+is_async, missed = (argument == "True" for argument in sys.argv[2:])
+render = aquery if is_async else query
+cursor = channel.publish(0)
+if missed:
+    channel.publish("hello")
+with channel.stream(render=render, last_event_id=cursor) as stream:
+    if not missed:
+        channel.publish("hello")
+    given = b""
+    while not given.endswith(b"data: hello\\n\\n"):
+        given += next(stream)
+    deadline = time.monotonic() + 60
+    while any(each.connection is not None for each in created):
+        assert time.monotonic() < deadline, created
+        time.sleep(0.01)
+    assert created
+    # Nor does the thread that had it.
+    while any(thread.name.startswith("ThreadPool") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
+print("closed")
+""",
+        str(tmp_path / "database"),
+        str(is_async),
+        str(missed),
+    )
+    assert out == "closed\n"
+
+
 def test_what_is_lost_while_an_event_is_taken_is_told_at_its_place(channel, monkeypatch):
     monkeypatch.setattr(rendering, "_CAPACITY", 5)
     ids = []

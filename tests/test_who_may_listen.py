@@ -184,6 +184,88 @@ def test_a_right_that_is_taken_away_while_the_stream_is_opened_is_asked_for_agai
     assert len(SSEChannel(name).listeners) == 0
 
 
+@pytest.mark.parametrize(
+    ("lost", "status"),
+    [
+        ("permission", 403),
+        ("is_active", 403),
+        ("user", 403),
+        ("session", 403),
+        ("of another", 200),
+    ],
+)
+@pytest.mark.parametrize("logged_in", ["by session", "by token"])
+def test_it_is_asked_again_with_the_user_and_the_session_of_then(script, lost, status, logged_in):
+    if (lost, logged_in) == ("session", "by token"):
+        status = 200
+    out = script(
+        """
+import sys
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=[f"django.contrib.{name}" for name in ("contenttypes", "auth", "sessions")],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    SSE_CHANNEL={"BUS": "memory://"}, SECRET_KEY="only for tests",
+)
+django.setup()
+from importlib import import_module
+from django.contrib.auth import get_user_model, login
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
+from django.test import RequestFactory
+from sse_channel import SSEChannel, disconnect
+from sse_channel.django import EventStreamView
+
+call_command("migrate", verbosity=0)
+lost, logged_in = sys.argv[1:]
+user = User.objects.create(username="reader")
+user.user_permissions.add(Permission.objects.get(codename="view_user"))
+store = import_module(settings.SESSION_ENGINE).SessionStore
+asked = []
+
+def revoke(session):
+    if lost == "permission":
+        User.objects.get().user_permissions.clear()
+    elif lost == "is_active":
+        User.objects.update(is_active=False)
+    elif lost == "user":
+        User.objects.all().delete()
+    elif lost == "session":
+        store(session).flush()
+    disconnect(user=user.pk if lost != "of another" else 999)
+
+class View(EventStreamView):
+    def permission(self, request, channel):
+        assert request is self.request
+        asked.append(request)
+        may = request.user.has_perm("auth.view_user")
+        if len(asked) == 1:
+            revoke(request.session.session_key)
+        return may
+
+request = RequestFactory().get("/")
+request.session = store()
+if logged_in == "by session":
+    login(request, user)
+    request.session.save()
+    request.session = store(request.session.session_key)
+    AuthenticationMiddleware(lambda request: None).process_request(request)
+else:
+    request.session.save()
+    request.user = User.objects.get()
+response = View.as_view()(request, channel="news")
+assert len(SSEChannel("news").listeners) == (response.status_code == 200)
+assert asked[0] is request
+print(response.status_code)
+""",
+        lost,
+        logged_in,
+    )
+    assert out == f"{status}\n"
+
+
 def test_an_asynchronous_permission_is_awaited_however_it_is_written(name):
     async def permission(request, channel):
         return channel == name
