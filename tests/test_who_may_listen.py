@@ -266,6 +266,59 @@ print(response.status_code)
     assert out == f"{status}\n"
 
 
+def test_it_is_asked_again_outside_of_what_the_request_has_seen(script, tmp_path):
+    out = script(
+        """
+import sys, threading
+import django
+from django.conf import settings
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1], "ATOMIC_REQUESTS": True}
+settings.configure(
+    ROOT_URLCONF=__name__, SECRET_KEY="only for tests", ALLOWED_HOSTS=["*"],
+    DATABASES={"default": database}, SSE_CHANNEL={"BUS": "memory://"},
+)
+django.setup()
+from django.db import connection
+from django.test import Client
+from django.urls import path
+from django.views.decorators.http import require_safe
+from sse_channel import disconnect
+from sse_channel.django import EventStreamView
+
+def execute(statement):
+    with connection.cursor() as cursor:
+        return cursor.execute(statement).fetchone()
+
+# Where a transaction goes on to see what it has seen, and nobody waits for its end.
+execute("PRAGMA journal_mode=WAL")
+execute("CREATE TABLE readers (name)")
+execute("INSERT INTO readers VALUES ('reader')")
+asked = []
+
+def revoke():
+    execute("DELETE FROM readers")
+    disconnect(channel="news")
+    connection.close()
+
+def may_listen(request, channel):
+    may = execute("SELECT count(*) FROM readers") == (1,)
+    asked.append(may)
+    if len(asked) == 1:
+        other = threading.Thread(target=revoke)
+        other.start()
+        other.join()
+    return may
+
+urlpatterns = [
+    path("<str:channel>/", require_safe(EventStreamView.as_view(permission=may_listen))),
+]
+print(Client().get("/news/").status_code, asked)
+""",
+        str(tmp_path / "database"),
+    )
+    assert out == "403 [True, False]\n"
+
+
 def test_an_asynchronous_permission_is_awaited_however_it_is_written(name):
     async def permission(request, channel):
         return channel == name

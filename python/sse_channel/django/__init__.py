@@ -101,8 +101,9 @@ class EventStreamResponse(StreamingHttpResponse):
         initial: the first payload; see `SSEChannel.stream`. A synchronous callable may use the
             ORM under ASGI too.
         render, key: what is sent in place of each message, made once for all clients of an equal
-            `key`; see `SSEChannel.stream`. It may use the ORM: its database connections are closed
-            when nothing was published for a second.
+            `key`; see `SSEChannel.stream`. It knows nothing of the request, and may use the ORM:
+            its database connections are closed when nothing was published for a second, and each
+            second else.
         overflow: what happens to an event for which a client that does not read has no room, as
             for `SSEChannel`. None: an offloaded client is disconnected (its browser comes back and
             history gives it what it missed), any other has its channel's policy.

@@ -19,7 +19,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -52,7 +54,8 @@ class EventStreamView(View):
     listen gets a 403 before anything is opened, and the browser does not come back by itself. When
     the right may have been taken away while the stream was opened (`sse_channel.disconnect`), it is
     asked again, with the session and the user as they are stored then. What else a request was
-    given, by a middleware of the project, is as it was.
+    given, by a middleware of the project, is as it was. It is not part of `ATOMIC_REQUESTS`: within
+    one transaction, the second answer could be that of the first.
 
     The channels are the first of these that there is:
 
@@ -81,6 +84,14 @@ class EventStreamView(View):
     query = False
     most_channels = 10
     stream_options: dict[str, Any] | Callable[[HttpRequest], dict[str, Any]] | None = None
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """The view for a route; the arguments are the attributes of the class."""
+        view = super().as_view(**initkwargs)
+        for alias in settings.DATABASES:
+            view = transaction.non_atomic_requests(alias)(view)
+        return view
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Open the stream, if its user may listen."""
