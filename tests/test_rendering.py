@@ -12,12 +12,14 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from servers import Server, open_streams
 from servers import until as until_
 from sse_channel import BusError, Event, SSEChannel, rendering, stats
+from sse_channel.config import options
 
 ID = rb"id: [0-9]+-[0-9]+\n"
 OPENING = re.compile(rb"(retry: 3000\nid: .*\n\n)?")
@@ -28,12 +30,16 @@ def plain(message):
     return {"rendered": message}
 
 
-def read(stream, until: bytes) -> bytes:
-    """What a stream gives after its opening, up to the frame that ends so; without ids."""
-    given = b""
-    while not given.endswith(until + b"\n\n"):
-        given += next(stream)
+def read(stream, until: bytes, given: bytes = b"") -> bytes:
+    """What a stream gives after its opening, up to the frame that ends so; without ids.
+
+    Begins with what it has `given`.
+    """
+    while True:
         given = given.removeprefix(OPENING.match(given)[0])
+        if given.endswith(until + b"\n\n"):
+            break
+        given += next(stream)
     return re.sub(ID, b"", given)
 
 
@@ -163,16 +169,16 @@ def test_functions_that_look_alike_are_told_apart(channel):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ({"render": "text"}, "render must be a callable, not str"),
         ({"render": plain, "key": ["a"]}, "key must be hashable, .* not list"),
         ({"key": 1}, "give render= as well"),
     ],
 )
-def test_arguments_that_cannot_be_are_told_at_the_call(channel, options, message):
+def test_arguments_that_cannot_be_are_told_at_the_call(channel, given, message):
     with pytest.raises(TypeError, match=message):
-        channel.stream(**options)
+        channel.stream(**given)
     assert len(channel.listeners) == 0
 
 
@@ -706,31 +712,92 @@ def test_an_error_of_what_was_missed_is_told_to_who_opens_the_stream(channel, mo
         channel.stream(render=plain, last_event_id=cursor)
 
 
-def test_a_client_that_resumes_does_not_wait_for_another_renderings_thread(channel, name):
+@pytest.mark.parametrize("opened_on", ["threads", "asyncio"])
+@pytest.mark.parametrize("slow_is", ["live", "missed"])
+def test_a_slow_rendering_holds_up_one_thread(channel, name, opened_on, slow_is):
+    calls = []
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(message):
-        begun.set()
-        assert go_on.wait(60)
+        calls.append(message)
+        if message == "slow":
+            begun.set()
+            assert go_on.wait(100)
         return message
 
+    def opened(of, **given):
+        async def on_loop():
+            stream = of.stream(**given)
+            return stream, await anext(stream)
+
+        if opened_on == "asyncio":
+            stream, first = asyncio.run(on_loop())
+        else:
+            stream = of.stream(**given)
+            first = next(stream)
+        return stream, first
+
     other = SSEChannel(f"{name}-other")
+    cursors = [channel.publish(0), other.publish(0)]
+    other.publish("missed")
+    if slow_is == "missed":
+        channel.publish("slow")
+    channel.publish("first")
+    many = 3 * options().render_threads
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(many + 1))
+        stack.callback(go_on.set)
+        if slow_is == "live":
+            live, _ = opened(channel, render=slow, key=1)
+            stack.enter_context(live)
+            channel.publish("slow")
+            assert begun.wait(60)
+        resumed = [
+            pool.submit(opened, channel, render=slow, key=1, last_event_id=cursors[0])
+            for _ in range(many)
+        ]
+        assert begun.wait(60)
+        second = pool.submit(opened, other, render=str, last_event_id=cursors[1])
+        stream, first = second.result(60)
+        with stream:
+            assert read(stream, b"missed", first)
+        assert not any(each.done() for each in resumed)
+        go_on.set()
+        for each in resumed:
+            stream, first = each.result(60)
+            with stream:
+                last = b"slow" if slow_is == "live" else b"first"
+                assert read(stream, last, first).count(b"data: ") == 2
+    assert sorted(calls) == ["first", "slow"]
 
-    async def main():
-        cursor = await other.apublish(0)
-        await other.apublish("missed")
-        with channel.stream(render=slow, key=1) as stream:
-            await anext(stream)
-            await channel.apublish("slow")
-            assert await asyncio.to_thread(begun.wait, 60)
-            try:
-                with other.stream(render=str, last_event_id=cursor) as second:
-                    await asyncio.wait_for(anext(second), 30)
-                    assert b"missed" in await asyncio.wait_for(anext(second), 30)
-            finally:
-                go_on.set()
 
-    asyncio.run(main())
+def test_who_waits_for_what_was_missed_does_not_hold_up_the_exit(script):
+    script(
+        """
+import threading
+from sse_channel import ChannelClosed, SSEChannel, configure
+
+configure(bus="memory://")
+channel = SSEChannel("a")
+cursor = channel.publish(0)
+channel.publish(1)
+begun = threading.Event()
+
+def stuck(message):
+    begun.set()
+    threading.Event().wait()
+
+def opens():
+    try:
+        channel.stream(render=stuck, key=1, last_event_id=cursor)
+    except ChannelClosed:
+        return
+    raise AssertionError("it was opened")
+
+threading.Thread(target=opens).start()
+assert begun.wait(60)
+"""
+    )
 
 
 def test_a_client_that_resumes_while_the_last_thread_ends_has_another(script):

@@ -195,7 +195,10 @@ def test_a_right_that_is_taken_away_while_the_stream_is_opened_is_asked_for_agai
     ],
 )
 @pytest.mark.parametrize("logged_in", ["by session", "by token"])
-def test_it_is_asked_again_with_the_user_and_the_session_of_then(script, lost, status, logged_in):
+@pytest.mark.parametrize("asks", ["user", "auser"])
+def test_it_is_asked_again_with_the_user_and_the_session_of_then(
+    script, lost, status, logged_in, asks
+):
     if (lost, logged_in) == ("session", "by token"):
         status = 200
     out = script(
@@ -210,7 +213,8 @@ settings.configure(
 )
 django.setup()
 from importlib import import_module
-from django.contrib.auth import get_user_model, login
+from asgiref.sync import async_to_sync
+from django.contrib.auth import login
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
@@ -219,7 +223,7 @@ from sse_channel import SSEChannel, disconnect
 from sse_channel.django import EventStreamView
 
 call_command("migrate", verbosity=0)
-lost, logged_in = sys.argv[1:]
+lost, logged_in, asks = sys.argv[1:]
 user = User.objects.create(username="reader")
 user.user_permissions.add(Permission.objects.get(codename="view_user"))
 store = import_module(settings.SESSION_ENGINE).SessionStore
@@ -236,11 +240,15 @@ def revoke(session):
         store(session).flush()
     disconnect(user=user.pk if lost != "of another" else 999)
 
+async def user_of(request):
+    return await request.auser()
+
 class View(EventStreamView):
     def permission(self, request, channel):
         assert request is self.request
         asked.append(request)
-        may = request.user.has_perm("auth.view_user")
+        its = request.user if asks == "user" else async_to_sync(user_of)(request)
+        may = its.has_perm("auth.view_user")
         if len(asked) == 1:
             revoke(request.session.session_key)
         return may
@@ -255,6 +263,9 @@ if logged_in == "by session":
 else:
     request.session.save()
     request.user = User.objects.get()
+    async def auser():
+        return request.user
+    request.auser = auser
 response = View.as_view()(request, channel="news")
 assert len(SSEChannel("news").listeners) == (response.status_code == 200)
 assert asked[0] is request
@@ -262,6 +273,7 @@ print(response.status_code)
 """,
         lost,
         logged_in,
+        asks,
     )
     assert out == f"{status}\n"
 

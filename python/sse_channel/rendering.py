@@ -21,9 +21,10 @@ import threading
 import time
 import types
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from . import _sse_channel
 from .config import options
@@ -102,15 +103,24 @@ class Renderer:
         last_event_id: str | None,
         retry: int,
         timeout: float,
+        *,
+        is_job: bool = False,
     ) -> str | None:
-        """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`."""
+        """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`.
+
+        `is_job`: whether it is called by a job of the desk, which it then leaves for later where it
+        would have to wait for another thread.
+        """
         while True:
             rendering = _desk().rendering(self, timeout)
             if last_event_id and rendering.lacks(last_event_id):
                 catch_up = functools.partial(
                     rendering.catch_up, self.channels, last_event_id, timeout
                 )
-                rendering.desk.do(catch_up)
+                if is_job:
+                    catch_up()
+                else:
+                    rendering.desk.do(catch_up)
             reason = rendering.register(stream, last_event_id, retry)
             if reason is not False:
                 return reason
@@ -153,7 +163,7 @@ class Rendering(_sse_channel.Rendering):
     It does not hold the channels: a private one is to end when its user lets go of it.
     """
 
-    __slots__ = ("_dropped", "_lock", "_loop", "_render", "desk", "identity")
+    __slots__ = ("_dropped", "_later", "_lock", "_loop", "_render", "desk", "identity")
 
     def __init__(self, capacity: int, renderer: Renderer, identity: Hashable, desk: _Desk) -> None:
         self.identity = identity
@@ -162,35 +172,50 @@ class Rendering(_sse_channel.Rendering):
         self._loop = renderer.loop
         # Of the events of one rendering, one is rendered at a time.
         self._lock = threading.Lock()
+        # What has come while a thread had the lock.
+        self._later: deque[_Work] = deque()
         self._dropped = 0
 
     def run(self) -> None:
         """Render some of what waits; it is put into the desk again when there is more."""
+        if not self._lock.acquire(blocking=False):
+            self.put_off(self)
+            return
         try:
-            with self._lock:
-                for _ in range(_TURN):
-                    # Not one that has just begun, whose first client is about to come.
-                    if not self.in_use and self.end(_FIRST):
-                        # The next client begins another.
-                        self.desk.forget(self)
-                        return
-                    event = self._next()
-                    if event is None:
-                        return
-                    self._do(event, back=False)
+            for _ in range(_TURN):
+                # Not one that has just begun, whose first client is about to come.
+                if not self.in_use and self.end(_FIRST):
+                    # The next client begins another.
+                    self.desk.forget(self)
+                    return
+                event = self._next()
+                if event is None:
+                    return
+                self._do(event, back=False)
         finally:
+            self._release()
             self.rest()
 
     def catch_up(
-        self, channels: list[_sse_channel.Channel], last_event_id: str, timeout: float
+        self,
+        channels: list[_sse_channel.Channel],
+        last_event_id: str,
+        timeout: float,
+        *,
+        waits: bool = False,
     ) -> None:
         """Render what a client that resumes has to get, as far as there is any of it.
 
         Of two that resume at once, one renders and the other finds it. Called on a thread that
         renders: what becomes of an event is for others, too, and must not depend on the request of
         the client that came first, its language or its transaction.
+
+        Raises:
+            _Busy: another thread is at it, and it is not to be waited for.
         """
-        with self._lock:
+        if not self._lock.acquire(blocking=waits):
+            raise _Busy(self)
+        try:
             if not self.lacks(last_event_id):
                 return
             self.prepare(channels, last_event_id, timeout)
@@ -200,6 +225,22 @@ class Rendering(_sse_channel.Rendering):
             for event in self.missing(last_event_id):
                 self._do(event, back=True)
             self.read_back()
+        finally:
+            self._release()
+
+    def put_off(self, work: _Work) -> None:
+        """Have `work` done when the thread that is at it is ready: one rendering holds up one."""
+        self._later.append(work)
+        if self._lock.acquire(blocking=False):
+            # It was ready before it could see this.
+            self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        while self._later:
+            # Another thread may take the last one meanwhile.
+            with contextlib.suppress(IndexError):
+                self.desk.give(self._later.popleft())
 
     def _next(self) -> _sse_channel.SourceEvent | None:
         # Before the take: what is lost after this look may come after the event. Then there is a
@@ -310,10 +351,22 @@ class _Surroundings:
             _logger.exception("a database connection of a renderer could not be closed")
 
 
+class _Busy(Exception):
+    """Another thread is at that rendering."""
+
+    def __init__(self, rendering: Rendering) -> None:
+        super().__init__()
+        self.rendering = rendering
+
+
 class _Job(NamedTuple):
-    """Something else than a rendering that a thread does."""
+    """Something else than a rendering that a thread does; it may be begun more than once."""
 
     run: Callable[[], None]
+
+
+#: What a thread that renders does.
+_Work: TypeAlias = "Rendering | _Job"
 
 
 class _Answer(NamedTuple):
@@ -378,7 +431,8 @@ class _Desk:
             }
 
     def _begin_threads(self) -> None:
-        wanted = len(self._renderings) + self._jobs
+        # One at least: there may be a job.
+        wanted = max(len(self._renderings), 1)
         if self._threads >= min(wanted, options().render_threads):
             return
         self._threads += 1
@@ -413,16 +467,22 @@ class _Desk:
         self._give(job, tell)
         return done
 
-    def do(self, job: Callable[[], None]) -> None:
-        """Have a thread that renders do `job`, and wait for it; it raises what `job` does."""
+    def do(self, catch_up: Callable[..., None]) -> None:
+        """Have a thread that renders do `catch_up`, and wait for it; it raises what that does."""
         if threading.get_ident() in self._workers:
-            # All of them may be here.
-            job()
+            # What renders opens a stream of others. All threads may be here.
+            catch_up(waits=True)
             return
         # One of ours, because waiting for it yields to gevent also where threads are not patched.
         answer = ClientQueue(1, "drop_newest")
-        self._give(job, lambda error: answer.put_nowait(_Answer(error)))
-        error = answer.get().error
+        self._give(catch_up, lambda error: answer.put_nowait(_Answer(error)))
+        while True:
+            try:
+                error = answer.get(timeout=_REST).error
+                break
+            except Empty:
+                if self._queue.closed:
+                    raise _sse_channel.ChannelClosed("the process ends") from None
         if isinstance(error, Exception):
             raise error
         if error is not None:
@@ -436,22 +496,32 @@ class _Desk:
             error: BaseException | None = None
             try:
                 job()
+            except _Busy as busy:
+                busy.rendering.put_off(work)
+                return
             except BaseException as raised:
                 error = raised
             with self._lock:
                 self._jobs -= 1
             tell(error)
 
+        work = _Job(do)
         with self._lock:
             self._jobs += 1
         try:
             with self._lock:
                 self._begin_threads()
-            self._queue.put_nowait(_Job(do))
+            self._queue.put_nowait(work)
         except BaseException:
             with self._lock:
                 self._jobs -= 1
             raise
+
+    def give(self, work: _Work) -> None:
+        """Have a thread do what one has put off."""
+        # At the exit, nobody does anything any more.
+        with contextlib.suppress(_sse_channel.ChannelClosed):
+            self._queue.put_nowait(work)
 
     def _sweep(self, at_most_every: float = 0.0) -> None:
         now = time.monotonic()
@@ -477,7 +547,7 @@ class _Desk:
                     wait = _LINGER
                     with self._lock:
                         self._sweep()
-                        if not self._renderings and not self._jobs:
+                        if not self._renderings:
                             return
                     continue
                 wait = _REST
@@ -499,7 +569,7 @@ class _Desk:
             with self._lock:
                 self._threads -= 1
                 if (self._renderings or self._jobs) and not self._queue.closed:
-                    # It was ended from outside, or by what `render` raised.
+                    # It was ended from outside, by what `render` raised, or while a job came.
                     self._begin_threads()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -143,7 +144,7 @@ def open_stream(
     timeout = options().publish_timeout
     weak = weakref.ref(stream)
 
-    def register() -> None:
+    def register(*, is_job: bool = False) -> None:
         opened = weak()
         if opened is None or opened.closed:
             return
@@ -151,7 +152,7 @@ def open_stream(
         if renderer is None:
             gap = _sse_channel.register(opened, list(channels), last_event_id, retry, timeout)
         else:
-            gap = renderer.register(opened, last_event_id, retry, timeout)
+            gap = renderer.register(opened, last_event_id, retry, timeout, is_job=is_job)
         resumed = bool(last_event_id) and gap is None
         if first is not None and not resumed:
             opened._set_initial(first)
@@ -189,7 +190,7 @@ class _Opener:
     def __init__(
         self,
         pending: asyncio.Future[None] | None,
-        register: Callable[[], None],
+        register: Callable[..., None],
         waits: bool,
     ) -> None:
         self.pending = pending
@@ -206,7 +207,7 @@ class _Opener:
         if self.pending is not None:
             await self.pending
         if self.waits:
-            await on_thread(self.register)
+            await on_thread(functools.partial(self.register, is_job=True))
         else:
             self.register()
 

@@ -46,22 +46,29 @@ def as_it_is_now(request: HttpRequest) -> HttpRequest | None:
     if session is not None and session.session_key and not session.modified:
         setattr(now, "session", type(session)(session.session_key))  # noqa: B010
     user: Any = getattr(request, "user", None)
-    if isinstance(user, LazyObject) and user._wrapped is empty:
-        # Nobody has asked yet.
+    logged_in = None if session is None else session.get(SESSION_KEY)
+    again: Any
+    unasked = isinstance(user, LazyObject) and user._wrapped is empty
+    if unasked or getattr(user, "is_anonymous", False):
+        if logged_in is None:
+            return now
+        # Whoever asked before has done so by `auser`.
+        again = get_user(now)
+    elif not isinstance(user, Model):
         return now
-    if not isinstance(user, Model):
-        return now
-    for name in ("_cached_user", "_acached_user"):
-        vars(now).pop(name, None)
-    if session is not None and session.get(SESSION_KEY) == user._meta.pk.value_to_string(user):
-        setattr(now, "user", get_user(now))  # noqa: B010
-        return now
-    # As another way of logging in gave it.
-    users: Any = user._meta.model._base_manager.using(user._state.db)
-    again = users.filter(pk=user.pk).first()
-    if again is None:
-        return None
-    setattr(now, "user", again)  # noqa: B010
+    elif logged_in == user._meta.pk.value_to_string(user):
+        again = get_user(now)
+    else:
+        # As another way of logging in gave it.
+        users: Any = user._meta.model._base_manager.using(user._state.db)
+        again = users.filter(pk=user.pk).first()
+        if again is None:
+            return None
+
+    async def auser() -> Any:
+        return again
+
+    vars(now).update(user=again, auser=auser)
     return now
 
 
