@@ -285,3 +285,36 @@ print(find("sse_channel/shared-event-source.js"))
 """
     )
     assert Path(out.strip()).read_text().startswith("/**")
+
+
+def test_collectstatic_keeps_the_script_for_browsers_also_where_it_follows_modules(
+    script, tmp_path
+):
+    (tmp_path / "storages.py").write_text(
+        "from django.contrib.staticfiles.storage import ManifestStaticFilesStorage\n"
+        "class Modules(ManifestStaticFilesStorage):\n"
+        "    support_js_module_import_aggregation = True\n"
+    )
+    out = script(
+        f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["sse_channel.django", "django.contrib.staticfiles"],
+    STATIC_ROOT={str(tmp_path / "static")!r},
+    STATIC_URL="/static/",
+    STORAGES={{"staticfiles": {{"BACKEND": "storages.Modules"}}}},
+)
+django.setup()
+from django.core.management import call_command
+call_command("collectstatic", interactive=False, verbosity=0)
+from django.contrib.staticfiles.storage import staticfiles_storage
+print(staticfiles_storage.stored_name("sse_channel/shared-event-source.js"))
+"""
+    )
+    source = ROOT / "python" / "sse_channel" / "django" / "static" / "sse_channel"
+    collected = tmp_path / "static" / out.strip()
+    assert collected.name != "shared-event-source.js", "it has a hash in its name"
+    assert collected.read_bytes() == (source / "shared-event-source.js").read_bytes()
