@@ -233,12 +233,13 @@ class SSEChannel:
     def disconnect(self, *, user: object = None) -> None:
         """End the streams of this channel, in every process: for a right that was taken away.
 
-        See `sse_channel.disconnect`.
+        See the function `disconnect` of the package.
 
         Args:
             user: those of this user alone.
 
         Raises:
+            ValueError: a user without a primary key.
             BusError: the bus cannot be reached.
         """
         if self.name is None:

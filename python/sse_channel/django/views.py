@@ -50,9 +50,9 @@ class EventStreamView(View):
 
     It answers GET and HEAD, and OPTIONS for pages of other origins (`CORS_ORIGINS`). Who may not
     listen gets a 403 before anything is opened, and the browser does not come back by itself. When
-    the right may have been taken away while the stream was opened (`sse_channel.disconnect`), it is
-    asked again, with the session and the user as they are stored then. What else a request was
-    given, by a middleware of the project, is as it was.
+    the right may have been taken away while the stream was opened (by the function `disconnect`),
+    it is asked again, with the session and the user as they are stored then. What else a request
+    was given, by a middleware of the project, is as it was.
 
     The channels are the first of these that there is:
 
