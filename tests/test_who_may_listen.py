@@ -216,6 +216,10 @@ def test_channels_come_from_the_project_the_route_or_the_query(name):
     for view, path, kwargs, want in [
         (EventStreamView.as_view(channels=[name, other]), "/", {}, {name, other.name}),
         (EventStreamView.as_view(channels=lambda request: [other]), "/", {}, {other.name}),
+        (EventStreamView.as_view(channels=name), "/", {}, {name}),
+        (EventStreamView.as_view(channels=other), "/", {}, {other.name}),
+        (EventStreamView.as_view(channels=lambda request: name), "/", {}, {name}),
+        (EventStreamView.as_view(channels=lambda request: other), "/", {}, {other.name}),
         (None, "/", {"channel": name}, {name}),
         (None, "/", {"channels": f"{name},{other.name},{name}"}, {name, other.name}),
         (

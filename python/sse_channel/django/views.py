@@ -56,7 +56,8 @@ class EventStreamView(View):
 
     The channels are the first of these that there is:
 
-    1. `channels`: channels or names, or a callable that is given the request and gives them;
+    1. `channels`: a channel or its name, several of them, or a callable that is given the request
+       and gives one or several;
     2. the URL's ``<str:channel>``, one name, or ``<str:channels>``, several with commas in between;
     3. with `query`, each ``?channel=``.
 
@@ -76,7 +77,13 @@ class EventStreamView(View):
 
     http_method_names = ["get", "head", "options"]  # noqa: RUF012
 
-    channels: Sequence[SSEChannel | str] | Callable[[HttpRequest], Iterable[Any]] | None = None
+    channels: (
+        SSEChannel
+        | str
+        | Sequence[SSEChannel | str]
+        | Callable[[HttpRequest], SSEChannel | str | Iterable[Any]]
+        | None
+    ) = None
     permission: Permission | None = None
     query = False
     most_channels = 10
@@ -132,6 +139,9 @@ class EventStreamView(View):
         """
         if self.channels is not None:
             given = self.channels(self.request) if callable(self.channels) else self.channels
+            if isinstance(given, (SSEChannel, str)):
+                # Text is iterable as well, by its letters.
+                given = [given]
             channels = [_channel(channel) for channel in given]
             if not channels:
                 raise ImproperlyConfigured(f"{type(self).__name__}.channels gives no channel")
