@@ -250,6 +250,25 @@ def test_channels_that_cannot_be_are_refused(name):
         assert message in refused.content.decode()
 
 
+def test_a_mistake_of_the_project_is_no_bad_request_and_not_told_to_the_client(name):
+    def channels(request):
+        return [int("the project's secret")]
+
+    class Overridden(EventStreamView):
+        def get_channels(self):
+            return super().get_channels() + [SSEChannel(each) for each in channels(self.request)]
+
+    for view, says in [
+        (EventStreamView.as_view(channels=channels), "secret"),
+        (Overridden.as_view(permission=everybody), "secret"),
+        (EventStreamView.as_view(channels=["x" * 256]), "1 to 255 bytes"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            answer(view=view, channel=name)
+    # What the URL says is the client's all the same.
+    assert answer(view=Overridden.as_view(permission=everybody), channel="").status_code == 400
+
+
 def test_a_view_without_channels_or_permission_is_a_mistake_of_the_project():
     for view, kwargs, message in [
         (EventStreamView.as_view(), {}, "has no channels"),

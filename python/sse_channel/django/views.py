@@ -45,6 +45,10 @@ def everybody(request: HttpRequest, channel: str) -> bool:
     return True
 
 
+class _NoSuchChannels(ValueError):
+    """What a URL names is none: its text is for the client, which no other error's text is."""
+
+
 class EventStreamView(View):
     """A stream of channels that the URL, or the project, names.
 
@@ -93,7 +97,7 @@ class EventStreamView(View):
         """Open the stream, if its user may listen."""
         try:
             channels = self.get_channels()
-        except ValueError as error:
+        except _NoSuchChannels as error:
             return self._answer(HttpResponseBadRequest, str(error))
         names = [channel.name or "" for channel in channels]
         if "" in names and self.permission is not None:
@@ -134,7 +138,9 @@ class EventStreamView(View):
         """The channels of this request.
 
         Raises:
-            ValueError: what the URL names cannot be channels, or are too many.
+            ValueError: what the URL names cannot be channels, or are too many: a 400. Any other is
+                a mistake of the project, and a 500; one that overrides this raises Django's
+                `BadRequest` for what the client did wrong.
             ImproperlyConfigured: as the view.
         """
         if self.channels is not None:
@@ -164,8 +170,11 @@ class EventStreamView(View):
                 "sse_channel.django.everybody permits everything"
             )
         if not 1 <= len(names) <= self.most_channels:
-            raise ValueError(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
-        return [SSEChannel(name) for name in dict.fromkeys(names)]
+            raise _NoSuchChannels(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
+        try:
+            return [SSEChannel(name) for name in dict.fromkeys(names)]
+        except ValueError as error:
+            raise _NoSuchChannels(str(error)) from error
 
     def _first_refused(self, request: HttpRequest, names: Iterable[str]) -> str | None:
         permission = self.permission
