@@ -12,6 +12,18 @@ from .config import options, shown
 __all__ = ["Event", "encode_frame", "envelope", "to_fields"]
 
 
+class _NoData:
+    """There is one of it, in copies and pickles too: it is told by what it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Event.NO_DATA"
+
+    # Where it is found; copies are itself.
+    __reduce__ = __repr__
+
+
 class Event:
     """A message with the other fields of the wire.
 
@@ -35,7 +47,7 @@ class Event:
     __slots__ = ("comment", "data", "event", "retry")
 
     #: Stands for "no data": None is a message like any other (JSON's ``null``).
-    NO_DATA: Any = type("NoData", (), {"__repr__": lambda self: "Event.NO_DATA"})()
+    NO_DATA: Any = _NoData()
 
     def __init__(
         self,
