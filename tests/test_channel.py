@@ -16,6 +16,9 @@ import uuid
 import weakref
 
 import pytest
+from django.utils.functional import SimpleLazyObject
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy, override
 
 import sse_channel as package
 from sse_channel import ChannelClosed, Event, SSEChannel, configure, sse_channel
@@ -98,6 +101,30 @@ def test_djangos_encoder_serves_when_django_is_configured(channel):
         }
     )
     assert q.get_nowait() == {"at": "2026-01-02T03:04:05Z", "price": "1.50", "key": str(key)}
+
+
+def test_a_lazy_text_of_django_is_text(channel):
+    def data_of(message, **options):
+        with channel.stream(**options) as stream:
+            next(stream)
+            if message is not None:
+                channel.publish(message)
+            return next(stream).decode().partition("data: ")[2].strip()
+
+    yes = gettext_lazy("Yes")
+    with override("de"):
+        for message in (yes, Event(yes), SimpleLazyObject(lambda: "Ja"), mark_safe("Ja")):
+            assert data_of(message) == "Ja"
+        assert data_of({"answer": yes}) == '{"answer":"Ja"}'
+        assert data_of(None, initial=yes) == "Ja"
+        asyncio.run(channel.apublish(yes))
+    q = channel.listen(last_event_id="0-0")
+    assert [q.get_nowait() for _ in range(6)] == ["Ja"] * 4 + [{"answer": "Ja"}, "Ja"]
+    private = SSEChannel()
+    with private.stream() as stream:
+        next(stream)
+        private.publish(yes)
+        assert next(stream).endswith(b"data: Yes\n\n")
 
 
 def test_an_event_carries_its_data_to_queues_and_a_comment_reaches_none(channel):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from . import _sse_channel, rendering
 from .config import bus_shown, options, shown
 from .control import disconnect, user_key
-from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
+from .event import Event, check_text, encode_frame, envelope, text_of, to_fields, to_json
 from .offload import refused
 from .prepared import unsent
 from .queue import ClientQueue
@@ -121,7 +121,8 @@ class SSEChannel:
     def publish(self, message: Any | Event, *, event: str | None = None) -> str:
         """Send `message` to every client that listens now, and remember it.
 
-        A `str` goes as it is. Anything else goes as JSON, by Django's encoder when Django is
+        A `str` goes as it is, and one of Django's lazy ones (`gettext_lazy`) as what it is now, in
+        the language of the caller. Anything else goes as JSON, by Django's encoder when Django is
         configured (datetime, Decimal, UUID). `Event` gives control of the other fields. On a
         private channel an object that JSON cannot carry is sent too, to queues, as long as no
         stream is open on it.
@@ -150,11 +151,11 @@ class SSEChannel:
         if self._is_named and not isinstance(message, Event):
             # The usual case, and the shortest way.
             check_text(event, "event")
-            is_text = isinstance(message, str)
+            text = text_of(message)
             in_force = options()
             return self._core.publish(
-                message if is_text else to_json(message),
-                json=not is_text,
+                to_json(message) if text is None else text,
+                json=text is None,
                 event=event,
                 retry=None,
                 comment=None,
