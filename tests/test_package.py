@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -210,6 +211,35 @@ def test_a_name_of_the_channel_looked_up_in_the_module_is_explained():
         sse_channel.publish  # noqa: B018
     with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
         sse_channel.nonsense  # noqa: B018
+
+
+def test_type_checkers_see_what_is_loaded_late_and_no_other_name(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="make lint installs mypy")
+    code = tmp_path / "project.py"
+    code.write_text("""
+import sse_channel
+from sse_channel import nonsense
+from sse_channel.django import EventStreamView, everybody, metrics, monitor
+from sse_channel.django import other_nonsense
+reveal_type(EventStreamView())
+reveal_type(everybody)
+reveal_type(metrics)
+reveal_type(monitor.urls)
+sse_channel.publish
+""")
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\ncheck_untyped_defs = true\n")
+    out, _, _ = api.run(["--config-file", str(config), "--cache-dir", str(tmp_path), str(code)])
+    told = [line.partition(": ")[2] for line in out.splitlines()[:-1]]
+    revealed = [re.sub(r'.*Revealed type is "(.*)"', r"\1", line) for line in told if "Rev" in line]
+    assert revealed[0] == "sse_channel.django.views.EventStreamView"
+    assert len(revealed) == 4
+    assert all(each.startswith("def (") for each in revealed[1:])
+    assert [line for line in told if line.startswith("error")] == [
+        'error: Module "sse_channel" has no attribute "nonsense"  [attr-defined]',
+        'error: Module "sse_channel.django" has no attribute "other_nonsense"  [attr-defined]',
+        'error: Module has no attribute "publish"  [attr-defined]',
+    ]
 
 
 def test_a_mistake_in_the_settings_is_told_at_the_start(script):

@@ -16,7 +16,7 @@ import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import (
     SyncToAsync,
@@ -60,20 +60,27 @@ if settings.configured and (apps.apps_ready or not apps.loading):
     options()
 
 
-def __getattr__(name: str) -> Any:
-    # It needs this module, and is needed by few.
-    if name in ("EventStreamView", "everybody"):
-        from . import views
+if TYPE_CHECKING:
+    # As `__getattr__` gives them.
+    from . import monitor as monitor
+    from .scrape import metrics as metrics
+    from .views import EventStreamView, everybody
+else:
+    # Type checkers would take every name for one that is here.
+    def __getattr__(name: str) -> Any:
+        # It needs this module, and is needed by few.
+        if name in ("EventStreamView", "everybody"):
+            from . import views
 
-        return getattr(views, name)
-    if name == "monitor":
-        return importlib.import_module(f"{__name__}.monitor")
-    if name == "metrics":
-        # It needs an optional package.
-        from .scrape import metrics
+            return getattr(views, name)
+        if name == "monitor":
+            return importlib.import_module(f"{__name__}.monitor")
+        if name == "metrics":
+            # It needs an optional package.
+            from .scrape import metrics
 
-        return metrics
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return metrics
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 #: Where a request keeps which streams were opened for it.
