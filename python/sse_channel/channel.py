@@ -43,6 +43,9 @@ class SSEChannel:
     A copy of it (`copy`, `deepcopy`) is itself. One with a name can be pickled: it is the channel
     of that name, on the bus of the process that loads it.
 
+    A subclass may have a `publish` of its own, which `publish_on_commit` calls too. `apublish` does
+    not call it, since it could hold up the loop: such a subclass has both.
+
     A forked child may use the same object. It begins with no clients, and on `memory://` and for a
     private channel with an empty history.
 
