@@ -11,7 +11,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
-from django.test import TestCase
+from django.test import TestCase, TransactionTestCase
 
 from sse_channel import Event, SSEChannel, config, stats
 from sse_channel.django import apublish_on_commit, publish_on_commit
@@ -210,3 +210,26 @@ class InATestCase(TestCase):
             async_to_sync(apublish_on_commit)(self.channel, "x")
             assert self.queue.empty()
         assert drain(self.queue) == ["x"]
+
+    async def test_an_asynchronous_test_captures_in_synchronous_code_alone(self):
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            await apublish_on_commit(self.channel, "x")
+        assert not callbacks
+
+        def captured():
+            with self.captureOnCommitCallbacks(execute=True):
+                publish_on_commit(self.channel, "y")
+                async_to_sync(apublish_on_commit)(self.channel, "z")
+
+        await sync_to_async(captured)()
+        assert drain(self.queue) == ["y", "z"]
+
+
+class InATransactionTestCase(TransactionTestCase):
+    available_apps = ()
+
+    async def test_a_coroutine_publishes_at_once(self):
+        channel = SSEChannel("transaction-test-case")
+        with capture(channel) as published:
+            await apublish_on_commit(channel, "x")
+            assert published.messages == ["x"]

@@ -46,7 +46,7 @@ def publish_on_commit(
     is away the commit's caller waits for it, `PUBLISH_TIMEOUT` seconds at the most.
 
     In a `TestCase` nothing is ever committed:
-    ``with self.captureOnCommitCallbacks(execute=True)`` publishes at its end.
+    ``with self.captureOnCommitCallbacks(execute=True)`` publishes at its end, in synchronous code.
 
     Args:
         channel: the channel or its name.
