@@ -13,7 +13,14 @@ import pytest
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory, TestCase
+from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
+    Client,
+    RequestFactory,
+    TestCase,
+    TransactionTestCase,
+)
 
 from processes import Process
 from sse_channel import Event, SSEChannel, config, sse_channel, stats
@@ -240,6 +247,37 @@ class InATestCase(TestCase):
         async with aconnect(self.async_client, "/database/in-a-test-case/") as stream:
             assert (await stream.next()).json() == {"types": count}
         assert await ContentType.objects.filter(app_label="only").aexists()
+
+
+def count_types(message):
+    return ContentType.objects.count()
+
+
+class RenderedInATestCase(TestCase):
+    def rendered(self):
+        """Types before and after one was made, and how many `render=` finds then."""
+        before = ContentType.objects.count()
+        made = ContentType.objects.create(app_label="only", model="here")
+        name = type(self).__name__
+        response = EventStreamResponse(RequestFactory().get("/"), name, render=count_types)
+        with EventReader(response) as stream:
+            SSEChannel(name).publish("x")
+            found = stream.next(timeout=30).json()
+        made.delete()
+        return before, before + 1, found
+
+    def test_a_rendering_sees_nothing_of_the_tests_transaction(self):
+        before, _, found = self.rendered()
+        assert found == before
+
+
+class RenderedInATransactionTestCase(TransactionTestCase):
+    available_apps = ()
+    rendered = RenderedInATestCase.rendered
+
+    def test_a_rendering_sees_what_the_test_has_written(self):
+        _, after, found = self.rendered()
+        assert found == after
 
 
 def test_aconnect_reads_an_asynchronous_response(channel, name):
