@@ -32,7 +32,7 @@ from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
 
-from ..asgi import KEY, Exchange
+from ..asgi import BEHIND, KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..compression import accepts_gzip
 from ..config import options
@@ -208,7 +208,9 @@ class EventStreamResponse(StreamingHttpResponse):
         is_asgi = isinstance(request, ASGIRequest)
         self._environ: dict[str, Any] = request.META
         self._other_end: Any = None
-        self._exchange: Exchange | None = getattr(request, "scope", {}).get(KEY)
+        scope: dict[str, Any] = getattr(request, "scope", {})
+        self._exchange: Exchange | None = scope.get(KEY)
+        self._behind: str | None = scope.get(BEHIND)
         if self._exchange is not None:
             self._exchange.is_held = self._stream is not None
         self._backlog = Backlog(overflow or "disconnect", first._capacity)
@@ -284,7 +286,7 @@ class EventStreamResponse(StreamingHttpResponse):
             if self._is_wrapped:
                 raise Refused("wrapped")
             if self._exchange is None:
-                note_plain_asgi()
+                note_plain_asgi(self._behind)
                 raise Refused("server")
             await self._exchange.take_over(stream, self._backlog)
         except Refused as reason:
