@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import datetime
 import decimal
 import gc
+import pickle
 import queue
 import re
 import threading
@@ -14,6 +16,9 @@ import uuid
 import weakref
 
 import pytest
+from django.utils.functional import SimpleLazyObject
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy, override
 
 import sse_channel as package
 from sse_channel import ChannelClosed, Event, SSEChannel, configure, sse_channel
@@ -98,6 +103,30 @@ def test_djangos_encoder_serves_when_django_is_configured(channel):
     assert q.get_nowait() == {"at": "2026-01-02T03:04:05Z", "price": "1.50", "key": str(key)}
 
 
+def test_a_lazy_text_of_django_is_text(channel):
+    def data_of(message, **options):
+        with channel.stream(**options) as stream:
+            next(stream)
+            if message is not None:
+                channel.publish(message)
+            return next(stream).decode().partition("data: ")[2].strip()
+
+    yes = gettext_lazy("Yes")
+    with override("de"):
+        for message in (yes, Event(yes), SimpleLazyObject(lambda: "Ja"), mark_safe("Ja")):
+            assert data_of(message) == "Ja"
+        assert data_of({"answer": yes}) == '{"answer":"Ja"}'
+        assert data_of(None, initial=yes) == "Ja"
+        asyncio.run(channel.apublish(yes))
+    q = channel.listen(last_event_id="0-0")
+    assert [q.get_nowait() for _ in range(6)] == ["Ja"] * 4 + [{"answer": "Ja"}, "Ja"]
+    private = SSEChannel()
+    with private.stream() as stream:
+        next(stream)
+        private.publish(yes)
+        assert next(stream).endswith(b"data: Yes\n\n")
+
+
 def test_an_event_carries_its_data_to_queues_and_a_comment_reaches_none(channel):
     q = channel.listen()
     channel.publish(Event({"a": 1}, event="article", retry=5, comment="c"))
@@ -106,6 +135,59 @@ def test_an_event_carries_its_data_to_queues_and_a_comment_reaches_none(channel)
     channel.publish(Event(None))
     assert [q.get_nowait() for _ in range(2)] == [{"a": 1}, None]
     assert q.empty()
+
+
+def copies_of(thing):
+    yield copy.copy(thing)
+    yield copy.deepcopy(thing)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        yield pickle.loads(pickle.dumps(thing, protocol))
+
+
+def test_a_copied_or_pickled_event_is_the_same(channel):
+    for again in copies_of(Event.NO_DATA):
+        assert again is Event.NO_DATA
+    q = channel.listen()
+    for again in copies_of(Event(comment="c", retry=5)):
+        assert again.data is Event.NO_DATA
+        assert repr(again) == "Event(retry=5, comment='c')"
+        channel.publish(again)
+        assert q.empty()
+    for again in copies_of(Event({"n": [1]}, event="e")):
+        channel.publish(again)
+        assert q.get_nowait() == {"n": [1]}
+
+
+class Named(SSEChannel):
+    def __init__(self, number, suffix):
+        super().__init__(f"{suffix}-{number}", capacity=3, overflow="disconnect", history=5)
+        self.number = number
+
+
+def test_a_copied_or_pickled_channel_is_that_channel(name):
+    for channel in (SSEChannel(name, capacity=3, overflow="disconnect", history=5), Named(7, name)):
+        for again in copies_of({"channel": channel}):
+            other = again["channel"]
+            q = channel.listen()
+            assert type(other) is type(channel)
+            assert other.name == channel.name
+            assert getattr(other, "number", 7) == 7
+            assert list(other.listeners) == [q]
+            channel.unlisten(q)
+            full = other.listen()
+            assert full.maxsize == 3
+            for number in range(4):
+                other.publish(number)
+            assert full.closed, "the policy is the same"
+        assert other.stats()["history"]["events"] == 5
+
+
+def test_a_copied_private_channel_is_itself_and_none_can_be_pickled():
+    private = SSEChannel()
+    assert copy.copy(private) is private
+    assert copy.deepcopy([private])[0] is private
+    with pytest.raises(TypeError, match=r"private channel .* cannot be pickled; give it a name"):
+        pickle.dumps(private)
 
 
 def test_ids_rise_and_look_as_documented(channel):

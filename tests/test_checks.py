@@ -382,3 +382,27 @@ def test_uvicorn_tells_once_that_its_application_is_not_wrapped(tmp_path):
             pass
         assert told(server) == ["W004"]
         assert "The ASGI application is not wrapped by sse_channel.asgi.offload" in server.output()
+
+
+def test_uvicorn_tells_once_what_stands_before_the_wrapper(tmp_path):
+    arguments = ("observed.behind_asgi:application",)
+    with Server("uvicorn-plain", tmp_path, arguments=arguments) as server:
+        with open_streams(server, "/news/events/", 2):
+            pass
+        assert told(server) == ["W004"]
+        assert (
+            "observed.behind_asgi.application.<locals>.passed_on stands between the server and "
+            "sse_channel.asgi.offload" in server.output()
+        )
+
+
+@pytest.mark.parametrize("kind", ["uvicorn-asyncio-h11", "uvicorn-uvloop-httptools"])
+def test_streams_are_offloaded_also_where_uvicorn_logs_each_message(tmp_path, kind):
+    with Server(kind, tmp_path, arguments=("--log-level", "trace")) as server:
+        with open_streams(server, "/news/events/", 2):
+            (figures,) = server.figures().values()
+            assert figures["clients"] == {"queue": 0, "stream": 0, "socket": 2}
+            server.publish("An article")
+        assert told(server) == []
+        assert "TRACE" in server.output()
+        assert "Traceback" not in server.output()

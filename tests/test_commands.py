@@ -393,6 +393,36 @@ def test_the_commands_can_be_called_by_a_program(channel: SSEChannel) -> None:
         call_command(sse_publish.Command(), channel.name, "{n: 1}")
 
 
+def test_a_program_gives_options_as_a_shell_does_or_as_numbers(channel: SSEChannel) -> None:
+    channel.publish("x")
+
+    def tail(**options: object) -> str:
+        output = io.StringIO()
+        call_command(
+            sse_tail.Command(), channel.name, **options, stdout=output, stderr=io.StringIO()
+        )
+        return output.getvalue()
+
+    for since in ("10m", 600, 600.5):
+        for count in ("1", 1):
+            assert tail(since=since, count=count).endswith("  x\n")
+    for options, says in [
+        ({"since": "10"}, "--since: '10' is not an age"),
+        ({"since": -1}, "--since: '-1' is not an age"),
+        ({"since": float("inf")}, "--since: 'inf' is not an age"),
+        ({"since": True}, "--since: 'True' is not an age"),
+        ({"since": ["10m"]}, r"--since: .* is not an age"),
+        ({"since": "10m", "last_event_id": "1-0"}, "not allowed with --last-event-id"),
+        ({"count": "none"}, "--count: 'none' is not a whole number"),
+        ({"count": 0}, "--count: '0' is not a whole number"),
+        ({"count": 1.5}, r"--count: '1\.5' is not a whole number"),
+        ({"last_event_id": 5}, "last_event_id must be a str"),
+    ]:
+        with pytest.raises(CommandError, match=says) as raised:
+            tail(**options)
+        assert raised.value.returncode == 2
+
+
 def test_events_lost_to_a_slow_output_are_told(name: str) -> None:
     channel = SSEChannel(name)
 

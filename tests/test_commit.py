@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from decimal import Decimal
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
-from django.test import TestCase
+from django.test import TestCase, TransactionTestCase
 
 from sse_channel import Event, SSEChannel, config, stats
 from sse_channel.django import apublish_on_commit, publish_on_commit
+from sse_channel.testing import capture
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -123,6 +125,41 @@ def test_a_bus_that_fails_loses_no_data_and_no_other_hook(channel, tmp_path, cap
     assert records[0].exc_info is not None
 
 
+class Stamped(SSEChannel):
+    def publish(self, message, **options):
+        return super().publish({"message": str(message), "stamp": 1}, **options)
+
+    async def apublish(self, message, **options):
+        return await super().apublish({"message": str(message), "stamp": 2}, **options)
+
+
+def test_a_subclass_with_its_own_publish_has_it_called(name, caplog):
+    channel = Stamped(name)
+    with contextlib.closing(channel.listen()) as queue, transaction.atomic():
+        # Only by it something that can be sent.
+        publish_on_commit(channel, Decimal)
+        publish_on_commit(channel, "x", event="named")
+        async_to_sync(apublish_on_commit)(channel, "y")
+        assert queue.empty()
+    told = [{"message": text, "stamp": 1} for text in (str(Decimal), "x", "y")]
+    assert drain(queue) == told
+    with capture(channel) as published:
+        publish_on_commit(channel, "x", event="named")
+        before = stats()["unsent"]
+        publish_on_commit(channel, "x", event="error")
+    assert published.events == ["named"]
+    assert stats()["unsent"] == before + 1
+    assert "the browser's own" in caplog.text
+
+
+def test_a_publish_that_is_replaced_has_it_called(channel, q, monkeypatch):
+    got = []
+    monkeypatch.setattr(SSEChannel, "publish", lambda self, message: got.append(message))
+    publish_on_commit(channel, "x")
+    assert got == ["x"]
+    assert q.empty()
+
+
 def test_manual_transactions_are_refused_as_django_does(channel, q):
     transaction.set_autocommit(False)
     try:
@@ -173,3 +210,26 @@ class InATestCase(TestCase):
             async_to_sync(apublish_on_commit)(self.channel, "x")
             assert self.queue.empty()
         assert drain(self.queue) == ["x"]
+
+    async def test_an_asynchronous_test_captures_in_synchronous_code_alone(self):
+        with self.captureOnCommitCallbacks(execute=True) as callbacks:
+            await apublish_on_commit(self.channel, "x")
+        assert not callbacks
+
+        def captured():
+            with self.captureOnCommitCallbacks(execute=True):
+                publish_on_commit(self.channel, "y")
+                async_to_sync(apublish_on_commit)(self.channel, "z")
+
+        await sync_to_async(captured)()
+        assert drain(self.queue) == ["y", "z"]
+
+
+class InATransactionTestCase(TransactionTestCase):
+    available_apps = ()
+
+    async def test_a_coroutine_publishes_at_once(self):
+        channel = SSEChannel("transaction-test-case")
+        with capture(channel) as published:
+            await apublish_on_commit(channel, "x")
+            assert published.messages == ["x"]

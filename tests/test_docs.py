@@ -80,6 +80,13 @@ def test_the_code_for_django_projects_runs(script, tmp_path, code):
     assert f"{1 + len(re.findall('def test_', code))} passed" in out
 
 
+def test_routes_that_the_documents_templates_name_are_in_their_code():
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for name in re.findall(r"{% url '([^']+)' %}", text):
+            assert f'name="{name}")' in text, f"{document.name}: {name}"
+
+
 def test_links_of_the_documents_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

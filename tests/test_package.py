@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -212,6 +213,35 @@ def test_a_name_of_the_channel_looked_up_in_the_module_is_explained():
         sse_channel.nonsense  # noqa: B018
 
 
+def test_type_checkers_see_what_is_loaded_late_and_no_other_name(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="make lint installs mypy")
+    code = tmp_path / "project.py"
+    code.write_text("""
+import sse_channel
+from sse_channel import nonsense
+from sse_channel.django import EventStreamView, everybody, metrics, monitor
+from sse_channel.django import other_nonsense
+reveal_type(EventStreamView())
+reveal_type(everybody)
+reveal_type(metrics)
+reveal_type(monitor.urls)
+sse_channel.publish
+""")
+    config = tmp_path / "mypy.ini"
+    config.write_text("[mypy]\ncheck_untyped_defs = true\n")
+    out, _, _ = api.run(["--config-file", str(config), "--cache-dir", str(tmp_path), str(code)])
+    told = [line.partition(": ")[2] for line in out.splitlines()[:-1]]
+    revealed = [re.sub(r'.*Revealed type is "(.*)"', r"\1", line) for line in told if "Rev" in line]
+    assert revealed[0] == "sse_channel.django.views.EventStreamView"
+    assert len(revealed) == 4
+    assert all(each.startswith("def (") for each in revealed[1:])
+    assert [line for line in told if line.startswith("error")] == [
+        'error: Module "sse_channel" has no attribute "nonsense"  [attr-defined]',
+        'error: Module "sse_channel.django" has no attribute "other_nonsense"  [attr-defined]',
+        'error: Module has no attribute "publish"  [attr-defined]',
+    ]
+
+
 def test_a_mistake_in_the_settings_is_told_at_the_start(script):
     out = script(
         """
@@ -285,3 +315,36 @@ print(find("sse_channel/shared-event-source.js"))
 """
     )
     assert Path(out.strip()).read_text().startswith("/**")
+
+
+def test_collectstatic_keeps_the_script_for_browsers_also_where_it_follows_modules(
+    script, tmp_path
+):
+    (tmp_path / "storages.py").write_text(
+        "from django.contrib.staticfiles.storage import ManifestStaticFilesStorage\n"
+        "class Modules(ManifestStaticFilesStorage):\n"
+        "    support_js_module_import_aggregation = True\n"
+    )
+    out = script(
+        f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["sse_channel.django", "django.contrib.staticfiles"],
+    STATIC_ROOT={str(tmp_path / "static")!r},
+    STATIC_URL="/static/",
+    STORAGES={{"staticfiles": {{"BACKEND": "storages.Modules"}}}},
+)
+django.setup()
+from django.core.management import call_command
+call_command("collectstatic", interactive=False, verbosity=0)
+from django.contrib.staticfiles.storage import staticfiles_storage
+print(staticfiles_storage.stored_name("sse_channel/shared-event-source.js"))
+"""
+    )
+    source = ROOT / "python" / "sse_channel" / "django" / "static" / "sse_channel"
+    collected = tmp_path / "static" / out.strip()
+    assert collected.name != "shared-event-source.js", "it has a hash in its name"
+    assert collected.read_bytes() == (source / "shared-event-source.js").read_bytes()

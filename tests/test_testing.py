@@ -13,7 +13,14 @@ import pytest
 from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory, TestCase
+from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
+    Client,
+    RequestFactory,
+    TestCase,
+    TransactionTestCase,
+)
 
 from processes import Process
 from sse_channel import Event, SSEChannel, config, sse_channel, stats
@@ -242,6 +249,37 @@ class InATestCase(TestCase):
         assert await ContentType.objects.filter(app_label="only").aexists()
 
 
+def count_types(message):
+    return ContentType.objects.count()
+
+
+class RenderedInATestCase(TestCase):
+    def rendered(self):
+        """Types before and after one was made, and how many `render=` finds then."""
+        before = ContentType.objects.count()
+        made = ContentType.objects.create(app_label="only", model="here")
+        name = type(self).__name__
+        response = EventStreamResponse(RequestFactory().get("/"), name, render=count_types)
+        with EventReader(response) as stream:
+            SSEChannel(name).publish("x")
+            found = stream.next(timeout=30).json()
+        made.delete()
+        return before, before + 1, found
+
+    def test_a_rendering_sees_nothing_of_the_tests_transaction(self):
+        before, _, found = self.rendered()
+        assert found == before
+
+
+class RenderedInATransactionTestCase(TransactionTestCase):
+    available_apps = ()
+    rendered = RenderedInATestCase.rendered
+
+    def test_a_rendering_sees_what_the_test_has_written(self):
+        _, after, found = self.rendered()
+        assert found == after
+
+
 def test_aconnect_reads_an_asynchronous_response(channel, name):
     async def main():
         async with aconnect(AsyncClient(), f"/stream/{name}/") as stream:
@@ -327,6 +365,104 @@ def test_a_memory_bus_decorates(channel):
 
     assert run() == "memory://"
     assert stats()["bus"]["url"] != "memory://"
+
+
+def bus_now():
+    return stats()["bus"]["url"]
+
+
+def test_a_memory_bus_decorates_a_coroutine_function_until_it_has_ended(channel):
+    @memory_bus()
+    async def run():
+        before = bus_now()
+        q = channel.listen()
+        await asyncio.sleep(0)
+        await channel.apublish("x")
+        return before, bus_now(), q.get_nowait()
+
+    @memory_bus()
+    async def wait(steps):
+        for _ in range(steps):
+            await asyncio.sleep(0)
+            assert bus_now() == "memory://"
+
+    async def main():
+        # At once, and the one that began first ends first.
+        await asyncio.gather(wait(1), wait(3))
+
+    assert asyncio.run(run()) == ("memory://", "memory://", "x")
+    assert bus_now() != "memory://"
+    asyncio.run(main())
+    assert bus_now() != "memory://"
+
+
+def test_a_memory_bus_decorates_a_generator_until_it_is_closed():
+    @memory_bus()
+    def fixture():
+        assert bus_now() == "memory://"
+        got = yield bus_now()
+        assert got == "sent"
+        yield bus_now()
+
+    generator = fixture()
+    assert bus_now() != "memory://"
+    assert [next(generator), generator.send("sent")] == ["memory://"] * 2
+    generator.close()
+    assert bus_now() != "memory://"
+
+
+def test_a_memory_bus_is_taken_back_after_an_error():
+    @memory_bus()
+    async def fails():
+        await asyncio.sleep(0)
+        raise LookupError(bus_now())
+
+    with pytest.raises(LookupError, match="memory://"):
+        asyncio.run(fails())
+    assert bus_now() != "memory://"
+
+
+def test_what_a_memory_bus_cannot_decorate_is_refused():
+    async def generator():
+        yield
+
+    class Plain:
+        pass
+
+    for refused, says in [
+        (generator, "asynchronous generator generator; write `with memory_bus"),
+        (Plain, "functions and TestCases, not Plain"),
+        (5, "functions, not int"),
+    ]:
+        with pytest.raises(TypeError, match=says):
+            memory_bus()(refused)
+
+
+@memory_bus()
+class OnAMemoryBus(TestCase):
+    def setUp(self):
+        assert bus_now() == "memory://"
+        self.channel = SSEChannel("on-a-memory-bus")
+        assert self.channel.stats()["published"] == 0
+        self.channel.publish("setUp")
+        self.addCleanup(self.still_on_it)
+
+    def still_on_it(self):
+        assert bus_now() == "memory://"
+
+    tearDown = still_on_it
+
+    def test_one(self):
+        assert self.channel.stats()["history"]["events"] == 1
+
+    async def test_another(self):
+        await self.channel.apublish("x")
+        assert self.channel.stats()["history"]["events"] == 2
+
+
+class AfterAMemoryBus(TestCase):
+    def test_the_bus_is_the_other_one(self):
+        assert bus_now() != "memory://"
 
 
 def test_many_fresh_buses_leave_nothing_behind(script):
@@ -427,6 +563,56 @@ assert settings.SSE_CHANNEL["RETRY"] == 5
         "configure": r"configure\(\) or memory_bus\(\)",
     }[above]
     assert re.match(rf"SSE_CHANNEL\['RETRY'\] = 7 has no effect: {says} says 9, which", out)
+
+
+def test_a_memory_bus_and_overridden_settings_in_either_order(script, tmp_path):
+    other = f"local://{tmp_path}/bus"
+    script(
+        OVERRIDES
+        + f"""
+from sse_channel import config
+from sse_channel.testing import memory_bus
+
+def in_force():
+    return config.options().bus, retry(), stats()["bus"]["url"]
+
+settings.SSE_CHANNEL = {{"BUS": {other!r}, "RETRY": 5}}
+base = ({other!r}, "5", {other!r})
+
+# Within a memory bus that is this process's first use of anything.
+with memory_bus():
+    try:
+        with override_settings(SSE_CHANNEL={{"BUS": {other!r}, "RETRY": 7}}):
+            raise AssertionError("not refused")
+    except ValueError as error:
+        assert "memory_bus() says 'memory://'" in str(error), error
+    assert in_force() == ("memory://", "5", "memory://"), in_force()
+    kept = channel.listen()
+    with override_settings(SSE_CHANNEL={{"RETRY": 7}}):
+        assert in_force() == ("memory://", "7", "memory://"), in_force()
+    with override_settings(SSE_CHANNEL={{"BUS": "memory://", "RETRY": 8}}):
+        assert in_force() == ("memory://", "8", "memory://"), in_force()
+    assert not kept.closed
+    assert in_force() == ("memory://", "5", "memory://"), in_force()
+assert in_force() == base, in_force()
+
+with override_settings(SSE_CHANNEL={{"BUS": {other!r} + "2", "RETRY": 7}}):
+    with memory_bus():
+        assert in_force() == ("memory://", "7", "memory://"), in_force()
+    assert in_force() == ({other!r} + "2", "7", {other!r} + "2"), in_force()
+assert in_force() == base, in_force()
+
+# The one that began first ends first.
+override, bus = override_settings(SSE_CHANNEL={{"RETRY": 7}}), memory_bus()
+for first, second in [(override, bus), (bus, override)]:
+    first.__enter__()
+    second.__enter__()
+    assert in_force() == ("memory://", "7", "memory://"), in_force()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert in_force() == base, in_force()
+"""
+    )
 
 
 # --- pytest -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import pytest
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured
 from django.test import RequestFactory
+from django.utils.functional import SimpleLazyObject
 
 import sse_channel
 from buses import BUSES, bus_of
@@ -126,7 +128,8 @@ def test_an_offloaded_client_that_is_disconnected_gets_nothing_more_and_a_clean_
     [
         ({}, TypeError, "needs user="),
         ({"channel": 5}, TypeError, "channel must be a str"),
-        ({"user": AnonymousUser()}, ValueError, "no primary key"),
+        ({"user": AnonymousUser()}, ValueError, "no primary key: .* not logged in"),
+        ({"user": User(username="deleted")}, ValueError, r"taken before delete\(\).*user\.pk"),
     ],
 )
 def test_disconnect_says_what_it_needs(arguments, error, message):
@@ -360,6 +363,10 @@ def test_channels_come_from_the_project_the_route_or_the_query(name):
     for view, path, kwargs, want in [
         (EventStreamView.as_view(channels=[name, other]), "/", {}, {name, other.name}),
         (EventStreamView.as_view(channels=lambda request: [other]), "/", {}, {other.name}),
+        (EventStreamView.as_view(channels=name), "/", {}, {name}),
+        (EventStreamView.as_view(channels=other), "/", {}, {other.name}),
+        (EventStreamView.as_view(channels=lambda request: name), "/", {}, {name}),
+        (EventStreamView.as_view(channels=lambda request: other), "/", {}, {other.name}),
         (None, "/", {"channel": name}, {name}),
         (None, "/", {"channels": f"{name},{other.name},{name}"}, {name, other.name}),
         (
@@ -388,6 +395,25 @@ def test_channels_that_cannot_be_are_refused(name):
         refused = answer(path, view, **kwargs)
         assert refused.status_code == 400
         assert message in refused.content.decode()
+
+
+def test_a_mistake_of_the_project_is_no_bad_request_and_not_told_to_the_client(name):
+    def channels(request):
+        return [int("the project's secret")]
+
+    class Overridden(EventStreamView):
+        def get_channels(self):
+            return super().get_channels() + [SSEChannel(each) for each in channels(self.request)]
+
+    for view, says in [
+        (EventStreamView.as_view(channels=channels), "secret"),
+        (Overridden.as_view(permission=everybody), "secret"),
+        (EventStreamView.as_view(channels=["x" * 256]), "1 to 255 bytes"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            answer(view=view, channel=name)
+    # What the URL says is the client's all the same.
+    assert answer(view=Overridden.as_view(permission=everybody), channel="").status_code == 400
 
 
 def test_a_view_without_channels_or_permission_is_a_mistake_of_the_project():
@@ -522,6 +548,31 @@ def test_the_user_is_that_of_the_request():
     request._cached_user = AnonymousUser()
     request.user = User(pk=5)
     assert user_of(request) == "5"
+
+
+def test_a_coroutine_knows_a_user_that_was_asked_for_in_any_way():
+    def lazy(of, is_asked):
+        user = SimpleLazyObject(lambda: of)
+        if is_asked:
+            str(user)
+        return user
+
+    async def user_of_it(request):
+        return user_of(request)
+
+    for user, cached, known in [
+        (lazy(User(pk=5), True), {}, "5"),
+        # A middleware's way of logging in knows better than the session.
+        (lazy(User(pk=5), True), {"_cached_user": AnonymousUser()}, "5"),
+        (lazy(AnonymousUser(), True), {}, None),
+        # To ask now would hold up the loop.
+        (lazy(User(pk=5), False), {}, None),
+        (lazy(User(pk=5), False), {"_acached_user": User(pk=6)}, "6"),
+        (lazy(User(pk=5), False), {"_cached_user": User(pk=6)}, "6"),
+    ]:
+        request = request_of()
+        vars(request).update(cached, user=user)
+        assert asyncio.run(user_of_it(request)) == known
 
 
 # --- Real servers ----------------------------------------------------------------------------

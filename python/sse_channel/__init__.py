@@ -10,7 +10,7 @@
 Importing starts nothing: no thread, no descriptor, neither Django nor gevent.
 """
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ._sse_channel import BusError, ChannelClosed, __version__
 from .channel import SSEChannel, sse_channel, stats
@@ -42,8 +42,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> NoReturn:
-    hint = ""
-    if hasattr(SSEChannel, name):
-        hint = f"; the channel has it: from sse_channel import sse_channel; sse_channel.{name}"
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+if not TYPE_CHECKING:
+    # Type checkers would take every name for one that is here.
+    def __getattr__(name: str) -> NoReturn:
+        hint = ""
+        if hasattr(SSEChannel, name):
+            hint = f"; the channel has it: from sse_channel import sse_channel; sse_channel.{name}"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

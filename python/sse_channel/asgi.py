@@ -28,6 +28,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Where the wrapper leaves what a response needs, in the scope.
 KEY = "sse_channel.offload"
+#: Where it leaves what stands between it and the server, which it does not know.
+BEHIND = "sse_channel.offload_behind"
 
 
 def offload(application: Application) -> Application:
@@ -41,9 +43,13 @@ def offload(application: Application) -> Application:
         if scope["type"] == "lifespan":
             await _live(application, scope, receive, send)
             return
-        cycle = getattr(send, "__self__", None)
-        if scope["type"] != "http" or not _is_uvicorns(cycle):
+        if scope["type"] != "http":
             await application(scope, receive, send)
+            return
+        cycle = _cycle_of(send)
+        if not _is_uvicorns(cycle):
+            behind = f"{getattr(send, '__module__', None)}.{getattr(send, '__qualname__', send)}"
+            await application({**scope, BEHIND: behind}, receive, send)
             return
         exchange = Exchange(scope, cycle, send)
         try:
@@ -85,6 +91,13 @@ async def _live(application: Application, scope: Scope, receive: Receive, send: 
             await send({"type": "lifespan.startup.complete"})
             await received()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _cycle_of(send: Any) -> object:
+    """What `send` belongs to, also behind uvicorn's own log of messages (``--log-level trace``)."""
+    if getattr(send, "__module__", None) == "uvicorn.middleware.message_logger":
+        send = inspect.getclosurevars(send).nonlocals.get("send")
+    return getattr(send, "__self__", None)
 
 
 def _is_uvicorns(cycle: object) -> bool:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _sse_channel, rendering
 from .config import bus_shown, options, shown
 from .control import disconnect, user_key
-from .event import Event, check_text, encode_frame, envelope, to_fields, to_json
+from .event import Event, check_text, encode_frame, envelope, text_of, to_fields, to_json
 from .offload import refused
 from .prepared import unsent
 from .queue import ClientQueue
 from .stream import EventStream, open_stream
 from .waiting import close_at_exit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Overflow", "SSEChannel", "sse_channel", "stats"]
 
@@ -37,6 +40,12 @@ class SSEChannel:
     and before it was removed, in one order that is the same for all clients of all processes. (On
     `redis://` a new client may also get events of other processes that were under way to this one.)
 
+    A copy of it (`copy`, `deepcopy`) is itself. One with a name can be pickled: it is the channel
+    of that name, on the bus of the process that loads it.
+
+    A subclass may have a `publish` of its own, which `publish_on_commit` calls too. `apublish` does
+    not call it, since it could hold up the loop: such a subclass has both.
+
     A forked child may use the same object. It begins with no clients, and on `memory://` and for a
     private channel with an empty history.
 
@@ -56,7 +65,7 @@ class SSEChannel:
         ValueError: an argument that cannot be.
     """
 
-    __slots__ = ("__weakref__", "_capacity", "_core", "_is_named", "_overflow")
+    __slots__ = ("__weakref__", "_capacity", "_core", "_history", "_is_named", "_overflow")
 
     def __init__(
         self,
@@ -74,7 +83,7 @@ class SSEChannel:
             if name.startswith(_sse_channel.OWN_CHANNELS):
                 raise ValueError(f"the channel {name!r} is the library's own; choose another name")
         self._capacity = _count(capacity, "capacity", 1)
-        history = _count(history, "history", 0)
+        self._history = _count(history, "history", 0)
         if not isinstance(overflow, str):
             raise TypeError(f"overflow must be a str, not {type(overflow).__name__}")
         if overflow not in ("drop_oldest", "drop_newest", "disconnect"):
@@ -83,7 +92,7 @@ class SSEChannel:
             )
         self._overflow = overflow
         self._is_named = name is not None
-        self._core = _sse_channel.Channel(name, history)
+        self._core = _sse_channel.Channel(name, self._history)
 
     @property
     def name(self) -> str | None:
@@ -93,10 +102,30 @@ class SSEChannel:
     def __repr__(self) -> str:
         return f"<SSEChannel {self.name!r}, {len(self.listeners)} listeners>"
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its name and what it was made with; of a subclass what it has beside that, too.
+
+        Raises:
+            TypeError: a private channel.
+        """
+        if self.name is None:
+            raise TypeError(
+                "a private channel is this process's alone and cannot be pickled; give it a name"
+            )
+        made_with = (self.name, self._capacity, self._overflow, self._history)
+        return _again, (type(self), *made_with), getattr(self, "__dict__", None) or None
+
     def publish(self, message: Any | Event, *, event: str | None = None) -> str:
         """Send `message` to every client that listens now, and remember it.
 
-        A `str` goes as it is. Anything else goes as JSON, by Django's encoder when Django is
+        A `str` goes as it is, and one of Django's lazy ones (`gettext_lazy`) as what it is now, in
+        the language of the caller. Anything else goes as JSON, by Django's encoder when Django is
         configured (datetime, Decimal, UUID). `Event` gives control of the other fields. On a
         private channel an object that JSON cannot carry is sent too, to queues, as long as no
         stream is open on it.
@@ -125,11 +154,11 @@ class SSEChannel:
         if self._is_named and not isinstance(message, Event):
             # The usual case, and the shortest way.
             check_text(event, "event")
-            is_text = isinstance(message, str)
+            text = text_of(message)
             in_force = options()
             return self._core.publish(
-                message if is_text else to_json(message),
-                json=not is_text,
+                to_json(message) if text is None else text,
+                json=text is None,
                 event=event,
                 retry=None,
                 comment=None,
@@ -233,12 +262,13 @@ class SSEChannel:
     def disconnect(self, *, user: object = None) -> None:
         """End the streams of this channel, in every process: for a right that was taken away.
 
-        See `sse_channel.disconnect`.
+        See the function `disconnect` of the package.
 
         Args:
             user: those of this user alone.
 
         Raises:
+            ValueError: a user without a primary key.
             BusError: the bus cannot be reached.
         """
         if self.name is None:
@@ -404,6 +434,15 @@ def stats() -> dict[str, Any]:
             else:
                 total[key] += value
     return {**total, "channels": channels}
+
+
+def _again(
+    made: type[SSEChannel], name: str, capacity: int, overflow: Overflow, history: int
+) -> SSEChannel:
+    """A channel out of a pickle, whatever arguments a subclass has."""
+    channel = made.__new__(made)
+    SSEChannel.__init__(channel, name, capacity=capacity, overflow=overflow, history=history)
+    return channel
 
 
 def _count(value: object, name: str, smallest: int) -> int:

@@ -135,9 +135,13 @@ def tail(options: argparse.Namespace, show: Print, say: Print) -> None:
     """
     line_of = _json_line if options.json else _human_line
     begin = options.last_event_id
-    if options.since is not None:
+    since = _parsed(options, "since", _age, (int, float), 0)
+    count = _parsed(options, "count", _count, int, 1)
+    if since is not None:
+        if begin is not None:
+            raise Failure("--since: not allowed with --last-event-id", 2)
         # An event id is a time in milliseconds and a counter.
-        begin = f"{max(0, int((time.time() - options.since) * 1000))}-0"
+        begin = f"{max(0, int((time.time() - since) * 1000))}-0"
     with _failures():
         stream = SSEChannel(options.channel).stream(last_event_id=begin, heartbeat=None)
     with stream:
@@ -152,7 +156,7 @@ def tail(options: argparse.Namespace, show: Print, say: Print) -> None:
                     continue
                 show(line_of(event))
                 shown += 1
-                if shown == options.count:
+                if shown == count:
                     return
             if stream.dropped > dropped:
                 say(f"{stream.dropped - dropped} events are missed: the output was too slow")
@@ -366,6 +370,26 @@ def _reason(event: ReceivedEvent, options: argparse.Namespace) -> str:
         # Nothing need be missed: the channel may be younger.
         return "history begins later than that"
     return _RESETS.get(reason, "events are missed")
+
+
+def _parsed(
+    options: argparse.Namespace,
+    name: str,
+    parse: Callable[[str], Any],
+    numbers: type | tuple[type, ...],
+    least: int,
+) -> Any:
+    """An option's value: a program (`call_command`) gives it as a shell does, or as a number."""
+    value: Any = getattr(options, name)
+    if value is None:
+        return None
+    is_number = isinstance(value, numbers) and not isinstance(value, bool)
+    if is_number and least <= value < 1 << 40:
+        return value
+    try:
+        return parse(value if isinstance(value, str) else repr(value))
+    except argparse.ArgumentTypeError as error:
+        raise Failure(f"--{name}: {error}", 2) from None
 
 
 def _age(text: str) -> float:

@@ -258,6 +258,8 @@ def overridden(**given: Any) -> Iterator[None]:
     """Have other options within, above all other places, and a bus begun anew. For tests."""
     global _configured
     checked = {name: _check(name, value, f"{name}=...") for name, value in given.items()}
+    # Before the first use too: an override within is applied as a whole, or refused.
+    _watch_overrides()
     before = _configured
     _configured = {**before, **checked}
     _begin_anew()

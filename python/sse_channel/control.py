@@ -28,12 +28,15 @@ def disconnect(*, user: object = None, channel: SSEChannel | str | None = None) 
     `EventStreamView`.
 
     Args:
-        user: a user of Django, or what was given as `user=` to the streams; compared as text.
+        user: a user of Django, or what was given as `user=` to the streams; compared as text. The
+            key of one who will be deleted or logged out is to be taken before: ``key = user.pk``.
+            After it that is None, which with `channel` means everybody.
         channel: a channel or its name; its streams end, also if they listen to others as well.
 
     Raises:
         TypeError: neither of them is given, or a channel that is none.
-        ValueError: a private channel; its own `disconnect` ends its streams.
+        ValueError: a private channel; its own `disconnect` ends its streams. A user without a
+            primary key: deleted, not saved, or nobody who is logged in.
         BusError: the bus cannot be reached.
     """
     if user is None and channel is None:
@@ -65,9 +68,13 @@ def user_key(user: object) -> str:
     """Name a user: by the primary key of a model, or by anything else's text.
 
     Raises:
-        ValueError: a model without a primary key, as that of nobody who is logged in.
+        ValueError: a model without a primary key: deleted, not saved, or that of nobody who is
+            logged in.
     """
     key = getattr(user, "pk", user)
     if key is None:
-        raise ValueError(f"{user!r} has no primary key; give a user that is saved, or an id")
+        raise ValueError(
+            f"{user!r} has no primary key: deleted, not saved, or not logged in; give a user that "
+            "is saved, or the key, taken before delete() or logout(): key = user.pk"
+        )
     return str(key)

@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 from . import _sse_channel
 from .config import options, shown
 
-__all__ = ["Event", "encode_frame", "envelope", "to_fields"]
+__all__ = ["Event", "encode_frame", "envelope", "text_of", "to_fields"]
+
+
+class _NoData:
+    """There is one of it, in copies and pickles too: it is told by what it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Event.NO_DATA"
+
+    # Where it is found; copies are itself.
+    __reduce__ = __repr__
 
 
 class Event:
@@ -35,7 +47,7 @@ class Event:
     __slots__ = ("comment", "data", "event", "retry")
 
     #: Stands for "no data": None is a message like any other (JSON's ``null``).
-    NO_DATA: Any = type("NoData", (), {"__repr__": lambda self: "Event.NO_DATA"})()
+    NO_DATA: Any = _NoData()
 
     def __init__(
         self,
@@ -73,6 +85,18 @@ def check_text(value: object, name: str) -> None:
     """Raise TypeError unless `value` is a str or None."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+
+
+def text_of(message: object) -> str | None:
+    """The text that a message is, by itself or as one of Django's lazy ones; None for no text."""
+    if isinstance(message, str):
+        # What a SimpleLazyObject has in it says to be one, and is none for the extension.
+        return message if issubclass(type(message), str) else str(message)
+    functional = sys.modules.get("django.utils.functional")
+    if functional is not None and isinstance(message, functional.Promise):
+        # As DjangoJSONEncoder takes it, without the quotes.
+        return str(message)
+    return None
 
 
 _plain: json.JSONEncoder | None = None
@@ -142,16 +166,16 @@ def envelope(message: Any, event: str | None = None) -> Event:
 
 
 def to_fields(event: Event) -> Fields:
-    """Turn an event's message into text: a `str` as it is, anything else as JSON.
+    """Turn an event's message into text: text as it is, anything else as JSON.
 
     Raises:
         TypeError, ValueError: as `to_json`.
     """
-    data, is_json = event.data, False
-    if data is Event.NO_DATA:
-        data = None
-    elif not isinstance(data, str):
-        data, is_json = to_json(data), True
+    data, is_json = None, False
+    if event.data is not Event.NO_DATA:
+        data = text_of(event.data)
+        if data is None:
+            data, is_json = to_json(event.data), True
     return Fields(data, is_json, event.event, event.retry, event.comment)
 
 

@@ -157,10 +157,16 @@ def note_refused(reason: str, content: object = None) -> None:
         _tell(held_worker(_REASONS[reason], f"{hint}, or choose gevent or gthread workers."))
 
 
-def note_plain_asgi() -> None:
-    """Note a response on ASGI that no wrapper has prepared."""
+def note_plain_asgi(behind: str | None) -> None:
+    """Note a response on ASGI that no wrapper has prepared, or one that is `behind` another."""
     if _serving is not None and _serving.process == os.getpid() and _serving.is_uvicorn:
-        _tell(plain_asgi("The ASGI application is not wrapped by sse_channel.asgi.offload"))
+        _tell(
+            plain_asgi(
+                "The ASGI application is not wrapped by sse_channel.asgi.offload"
+                if behind is None
+                else f"{behind} stands between the server and sse_channel.asgi.offload"
+            )
+        )
 
 
 def _look_at_bus(workers: object, whose: str) -> None:

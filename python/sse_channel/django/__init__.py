@@ -16,7 +16,7 @@ import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import (
     SyncToAsync,
@@ -32,7 +32,7 @@ from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
 
-from ..asgi import KEY, Exchange
+from ..asgi import BEHIND, KEY, Exchange
 from ..channel import Overflow, SSEChannel
 from ..compression import accepts_gzip
 from ..config import options
@@ -60,20 +60,27 @@ if settings.configured and (apps.apps_ready or not apps.loading):
     options()
 
 
-def __getattr__(name: str) -> Any:
-    # It needs this module, and is needed by few.
-    if name in ("EventStreamView", "everybody"):
-        from . import views
+if TYPE_CHECKING:
+    # As `__getattr__` gives them.
+    from . import monitor as monitor
+    from .scrape import metrics as metrics
+    from .views import EventStreamView, everybody
+else:
+    # Type checkers would take every name for one that is here.
+    def __getattr__(name: str) -> Any:
+        # It needs this module, and is needed by few.
+        if name in ("EventStreamView", "everybody"):
+            from . import views
 
-        return getattr(views, name)
-    if name == "monitor":
-        return importlib.import_module(f"{__name__}.monitor")
-    if name == "metrics":
-        # It needs an optional package.
-        from .scrape import metrics
+            return getattr(views, name)
+        if name == "monitor":
+            return importlib.import_module(f"{__name__}.monitor")
+        if name == "metrics":
+            # It needs an optional package.
+            from .scrape import metrics
 
-        return metrics
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return metrics
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 #: Where a request keeps which streams were opened for it.
@@ -202,7 +209,9 @@ class EventStreamResponse(StreamingHttpResponse):
         is_asgi = isinstance(request, ASGIRequest)
         self._environ: dict[str, Any] = request.META
         self._other_end: Any = None
-        self._exchange: Exchange | None = getattr(request, "scope", {}).get(KEY)
+        scope: dict[str, Any] = getattr(request, "scope", {})
+        self._exchange: Exchange | None = scope.get(KEY)
+        self._behind: str | None = scope.get(BEHIND)
         if self._exchange is not None:
             self._exchange.is_held = self._stream is not None
         self._backlog = Backlog(overflow or "disconnect", first._capacity)
@@ -278,7 +287,7 @@ class EventStreamResponse(StreamingHttpResponse):
             if self._is_wrapped:
                 raise Refused("wrapped")
             if self._exchange is None:
-                note_plain_asgi()
+                note_plain_asgi(self._behind)
                 raise Refused("server")
             await self._exchange.take_over(stream, self._backlog)
         except Refused as reason:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -34,6 +36,9 @@ def publish_on_commit(
     The message is checked and encoded here: bad input raises here, and what becomes of a dict or a
     model's fields until the commit does not show in it.
 
+    A subclass with a `publish` of its own is different: that is called at the commit, with the
+    message as it is then, and checks it then. What it raises is logged and counted, as below.
+
     When the bus does not take the event, the data is committed all the same. So nothing is raised
     then, also when no transaction is open: it is logged as an error of the logger
     ``"sse_channel"`` with its traceback and counted in ``stats()["unsent"]``, and the hooks behind
@@ -41,7 +46,7 @@ def publish_on_commit(
     is away the commit's caller waits for it, `PUBLISH_TIMEOUT` seconds at the most.
 
     In a `TestCase` nothing is ever committed:
-    ``with self.captureOnCommitCallbacks(execute=True)`` publishes at its end.
+    ``with self.captureOnCommitCallbacks(execute=True)`` publishes at its end, in synchronous code.
 
     Args:
         channel: the channel or its name.
@@ -55,7 +60,7 @@ def publish_on_commit(
             `transaction.on_commit`.
     """
     prepared = _prepare(channel, message, event)
-    transaction.on_commit(lambda: _publish(prepared), using=using)
+    transaction.on_commit(lambda: _publish(*prepared), using=using)
 
 
 async def apublish_on_commit(
@@ -76,23 +81,31 @@ async def apublish_on_commit(
         TypeError, ValueError, TransactionManagementError: as `publish_on_commit`.
     """
     prepared = _prepare(channel, message, event)
-    await sync_to_async(transaction.on_commit)(lambda: _publish(prepared), using=using)
+    await sync_to_async(transaction.on_commit)(lambda: _publish(*prepared), using=using)
 
 
-def _prepare(channel: SSEChannel | str, message: Any, event: str | None) -> PreparedMessage:
+#: That of the library, whose event can be made before it is sent.
+_OWN_PUBLISH = SSEChannel.publish
+
+
+def _prepare(
+    channel: SSEChannel | str, message: Any, event: str | None
+) -> tuple[SSEChannel, Callable[[], object]]:
+    """The channel, and what publishes the message on it."""
     if isinstance(channel, str):
         channel = SSEChannel(channel)
     if not isinstance(channel, SSEChannel):
         raise TypeError(f"channel must be an SSEChannel or its name, not {type(channel).__name__}")
-    return PreparedMessage(channel, message, event)
+    if getattr(channel.publish, "__func__", None) is _OWN_PUBLISH:
+        return channel, PreparedMessage(channel, message, event).publish
+    options = {} if event is None else {"event": event}
+    return channel, functools.partial(channel.publish, message, **options)
 
 
-def _publish(prepared: PreparedMessage) -> None:
+def _publish(channel: SSEChannel, publish: Callable[[], object]) -> None:
     try:
-        prepared.publish()
+        publish()
     except Exception as error:
         # The data is committed, and the hooks behind this one must not be lost.
         unsent["commit"] += 1
-        _log.exception(
-            "not published after the commit, on channel %r: %s", prepared.channel.name, error
-        )
+        _log.exception("not published after the commit, on channel %r: %s", channel.name, error)

@@ -21,14 +21,18 @@ __all__ = ["address_of", "allow_origin", "as_it_is_now", "user_of"]
 def user_of(request: HttpRequest) -> str | None:
     """The key of the user that is logged in, None for nobody.
 
-    In a coroutine, only a user that was asked for already (``await request.auser()``): to ask now
-    would hold up the loop.
+    In a coroutine, only a user that was asked for already (``await request.auser()``, or
+    `request.user` before in synchronous code): to ask now would hold up the loop.
     """
     user: Any = getattr(request, "user", None)
     if isinstance(user, LazyObject) and asyncio._get_running_loop() is not None:
         # What was asked for already, in one way or the other.
         asked = vars(request)
-        user = asked.get("_acached_user") or asked.get("_cached_user")
+        user = (
+            asked.get("_acached_user") or asked.get("_cached_user")
+            if user._wrapped is empty
+            else user._wrapped
+        )
     if user is None or not getattr(user, "is_authenticated", False):
         return None
     # One that another way of logging in made may have no key.

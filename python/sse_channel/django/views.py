@@ -47,19 +47,24 @@ def everybody(request: HttpRequest, channel: str) -> bool:
     return True
 
 
+class _NoSuchChannels(ValueError):
+    """What a URL names is none: its text is for the client, which no other error's text is."""
+
+
 class EventStreamView(View):
     """A stream of channels that the URL, or the project, names.
 
     It answers GET and HEAD, and OPTIONS for pages of other origins (`CORS_ORIGINS`). Who may not
     listen gets a 403 before anything is opened, and the browser does not come back by itself. When
-    the right may have been taken away while the stream was opened (`sse_channel.disconnect`), it is
-    asked again, with the session and the user as they are stored then. What else a request was
-    given, by a middleware of the project, is as it was. It is not part of `ATOMIC_REQUESTS`: within
+    the right may have been taken away while the stream was opened (by the function `disconnect`),
+    it is asked again, with the session and the user as they are stored then. What else a request
+    was given, by a middleware of the project, is as it was. It is not part of `ATOMIC_REQUESTS`: within
     one transaction, the second answer could be that of the first.
 
     The channels are the first of these that there is:
 
-    1. `channels`: channels or names, or a callable that is given the request and gives them;
+    1. `channels`: a channel or its name, several of them, or a callable that is given the request
+       and gives one or several;
     2. the URL's ``<str:channel>``, one name, or ``<str:channels>``, several with commas in between;
     3. with `query`, each ``?channel=``.
 
@@ -79,7 +84,13 @@ class EventStreamView(View):
 
     http_method_names = ["get", "head", "options"]  # noqa: RUF012
 
-    channels: Sequence[SSEChannel | str] | Callable[[HttpRequest], Iterable[Any]] | None = None
+    channels: (
+        SSEChannel
+        | str
+        | Sequence[SSEChannel | str]
+        | Callable[[HttpRequest], SSEChannel | str | Iterable[Any]]
+        | None
+    ) = None
     permission: Permission | None = None
     query = False
     most_channels = 10
@@ -97,7 +108,7 @@ class EventStreamView(View):
         """Open the stream, if its user may listen."""
         try:
             channels = self.get_channels()
-        except ValueError as error:
+        except _NoSuchChannels as error:
             return self._answer(HttpResponseBadRequest, str(error))
         names = [channel.name or "" for channel in channels]
         if "" in names and self.permission is not None:
@@ -138,11 +149,16 @@ class EventStreamView(View):
         """The channels of this request.
 
         Raises:
-            ValueError: what the URL names cannot be channels, or are too many.
+            ValueError: what the URL names cannot be channels, or are too many: a 400. Any other is
+                a mistake of the project, and a 500; one that overrides this raises Django's
+                `BadRequest` for what the client did wrong.
             ImproperlyConfigured: as the view.
         """
         if self.channels is not None:
             given = self.channels(self.request) if callable(self.channels) else self.channels
+            if isinstance(given, (SSEChannel, str)):
+                # Text is iterable as well, by its letters.
+                given = [given]
             channels = [_channel(channel) for channel in given]
             if not channels:
                 raise ImproperlyConfigured(f"{type(self).__name__}.channels gives no channel")
@@ -165,8 +181,11 @@ class EventStreamView(View):
                 "sse_channel.django.everybody permits everything"
             )
         if not 1 <= len(names) <= self.most_channels:
-            raise ValueError(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
-        return [SSEChannel(name) for name in dict.fromkeys(names)]
+            raise _NoSuchChannels(f"Name 1 to {self.most_channels} channels, not {len(names)}.")
+        try:
+            return [SSEChannel(name) for name in dict.fromkeys(names)]
+        except ValueError as error:
+            raise _NoSuchChannels(str(error)) from error
 
     def _first_refused(self, request: HttpRequest, names: Iterable[str]) -> str | None:
         permission = self.permission

@@ -16,13 +16,13 @@ Nothing here is replaced by a stand-in: events go through the bus. For pytest th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from ..config import overridden
 from ..parser import EventStreamParser, ReceivedEvent
 from .captured import Captured, PublishedEvent
+from .memory import MemoryBus
 from .reader import AsyncEventReader, EventReader, check_response
 
 __all__ = [
@@ -112,16 +112,20 @@ def parse(source: Any) -> list[ReceivedEvent]:
     return EventStreamParser().feed(bytes(source))
 
 
-@contextmanager
-def memory_bus() -> Iterator[None]:
+def memory_bus() -> MemoryBus:
     """Have an empty ``memory://`` bus within, whatever the settings say: nothing to clean up.
 
-    A context manager, and a decorator of functions. It begins the bus of this process anew, and
+    A context manager, and a decorator: of functions, coroutine functions and generators (a fixture
+    of pytest), for as long as they run, and of a `unittest.TestCase`, for each of its tests
+    together with `setUp`, `tearDown` and clean-ups. It begins the bus of this process anew, and
     once more at its end: queues and streams that are open then are closed. Other processes do not
-    hear it.
+    hear it, while all threads and tasks of this one do.
+
+    It comes before Django's settings. Outside of `override_settings(SSE_CHANNEL=...)` or within,
+    the bus is this one, and the other options are the override's; one within that names another
+    bus raises a ValueError, and nothing of it is applied.
     """
-    with overridden(bus="memory://"):
-        yield
+    return MemoryBus()
 
 
 def _accepting(request: dict[str, Any]) -> dict[str, Any]:

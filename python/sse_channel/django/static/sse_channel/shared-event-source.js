@@ -2,10 +2,10 @@
  * An `EventSource` that all tabs share: one of them holds the one connection and passes everything
  * on. It comes back by itself, also where a browser's own gives up.
  *
- *     import { SharedEventSource } from "/static/sse_channel/shared-event-source.js";
  *     const source = new SharedEventSource("/stream/");
  *
- * Use, options, races and limits: docs/javascript.md of sse_channel.
+ * Use, options, races and limits: docs/javascript.md of sse_channel. (No line here shows how a page
+ * loads it: Django's collectstatic would take it for a module that this one needs.)
  */
 
 const CONNECTING = 0;
