@@ -10,6 +10,7 @@ if "patched" in sys.argv:
 
     monkey.patch_all()
 
+import contextvars
 import gc
 import queue
 import time
@@ -325,6 +326,32 @@ def case_streams_wait_as_queues_do():
     gevent.sleep(0.01)
     killed.kill()
     assert len(channel.listeners) == 0
+
+
+def case_what_renders_knows_nothing_of_the_greenlet_that_was_first():
+    of_request = contextvars.ContextVar("of_request", default=None)
+    seen = []
+
+    def render(message):
+        seen.append(of_request.get())
+        return message
+
+    def view(cursor):
+        of_request.set("the first client's")
+        stream = channel.stream(render=render, key=1, last_event_id=cursor)
+        given = next(stream)
+        while b"data: live" not in given:
+            given += next(stream)
+        stream.close()
+
+    cursor = channel.publish("missed")
+    channel.publish("missed")
+    viewer = gevent.spawn(view, cursor)
+    while not seen:
+        gevent.sleep(0.01)
+    channel.publish("live")
+    join(viewer)
+    assert seen == [None, None]
 
 
 def case_long_work_of_woken_greenlets_lets_the_loop_serve_others():

@@ -58,8 +58,8 @@ class EventStreamView(View):
     listen gets a 403 before anything is opened, and the browser does not come back by itself. When
     the right may have been taken away while the stream was opened (by the function `disconnect`),
     it is asked again, with the session and the user as they are stored then. What else a request
-    was given, by a middleware of the project, is as it was. It is not part of `ATOMIC_REQUESTS`: within
-    one transaction, the second answer could be that of the first.
+    was given, by a middleware of the project, is as it was. It is not part of `ATOMIC_REQUESTS`:
+    within one transaction, the second answer could be that of the first.
 
     The channels are the first of these that there is:
 
