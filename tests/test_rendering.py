@@ -19,7 +19,6 @@ import pytest
 from servers import Server, open_streams
 from servers import until as until_
 from sse_channel import BusError, Event, SSEChannel, rendering, stats
-from sse_channel.config import options
 
 ID = rb"id: [0-9]+-[0-9]+\n"
 OPENING = re.compile(rb"(retry: 3000\nid: .*\n\n)?")
@@ -714,7 +713,14 @@ def test_an_error_of_what_was_missed_is_told_to_who_opens_the_stream(channel, mo
 
 @pytest.mark.parametrize("opened_on", ["threads", "asyncio"])
 @pytest.mark.parametrize("slow_is", ["live", "missed"])
-def test_a_slow_rendering_holds_up_one_thread(channel, name, opened_on, slow_is):
+def test_a_slow_rendering_holds_up_one_thread(
+    channel, name, options, monkeypatch, opened_on, slow_is
+):
+    # That one, and one for all others.
+    options(render_threads=2)
+    monkeypatch.setattr(rendering, "_desks", {})
+    # It takes longer than that.
+    monkeypatch.setattr(rendering, "_FIRST", 0.2)
     calls = []
     begun, go_on = threading.Event(), threading.Event()
 
@@ -743,7 +749,8 @@ def test_a_slow_rendering_holds_up_one_thread(channel, name, opened_on, slow_is)
     if slow_is == "missed":
         channel.publish("slow")
     channel.publish("first")
-    many = 3 * options().render_threads
+    many = 6
+    expected = ["first", "slow"] if slow_is == "live" else ["slow", "first", "live"]
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(many + 1))
         stack.callback(go_on.set)
@@ -757,18 +764,61 @@ def test_a_slow_rendering_holds_up_one_thread(channel, name, opened_on, slow_is)
             for _ in range(many)
         ]
         assert begun.wait(60)
+        if slow_is == "missed":
+            channel.publish("live")
         second = pool.submit(opened, other, render=str, last_event_id=cursors[1])
         stream, first = second.result(60)
         with stream:
             assert read(stream, b"missed", first)
+        time.sleep(0.3)
         assert not any(each.done() for each in resumed)
         go_on.set()
         for each in resumed:
             stream, first = each.result(60)
             with stream:
-                last = b"slow" if slow_is == "live" else b"first"
-                assert read(stream, last, first).count(b"data: ") == 2
-    assert sorted(calls) == ["first", "slow"]
+                given = read(stream, expected[-1].encode(), first)
+                assert re.findall(r"data: (.*)", given.decode()) == expected
+    # Once, whoever was the first to ask.
+    assert sorted(calls) == sorted(expected)
+
+
+def test_what_is_put_off_by_one_that_is_ready_meanwhile_is_done(channel, monkeypatch):
+    monkeypatch.setattr(rendering, "_desks", {})
+    done = threading.Event()
+    with channel.stream(render=plain) as stream:
+        next(stream)
+        (its,) = rendering._desk()._renderings.values()
+        # As for a thread that has just seen that another is at it.
+        its.put_off(rendering._Job(done.set))
+        assert done.wait(60)
+
+
+def test_a_render_may_open_a_stream_that_another_thread_catches_up_for(channel, name):
+    other = SSEChannel(f"{name}-other")
+    begun, go_on, opening = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(message):
+        begun.set()
+        assert go_on.wait(60)
+        return message
+
+    def opens(message):
+        opening.set()
+        with other.stream(render=slow, key=1, last_event_id=cursor) as stream:
+            return read(stream, b"missed").decode()
+
+    cursor = other.publish(0)
+    other.publish("missed")
+    with ThreadPoolExecutor() as pool, channel.stream(render=opens, key=1) as stream:
+        next(stream)
+        first = pool.submit(other.stream, render=slow, key=1, last_event_id=cursor)
+        assert begun.wait(60)
+        channel.publish("x")
+        assert opening.wait(60)
+        time.sleep(0.1)
+        go_on.set()
+        assert b"data: missed" in read(stream, b"data: ")
+        first.result(60).close()
 
 
 def test_who_waits_for_what_was_missed_does_not_hold_up_the_exit(script):

@@ -22,7 +22,7 @@ import time
 import types
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from queue import Empty
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,17 +113,18 @@ class Renderer:
         """
         while True:
             rendering = _desk().rendering(self, timeout)
-            if last_event_id and rendering.lacks(last_event_id):
-                catch_up = functools.partial(
-                    rendering.catch_up, self.channels, last_event_id, timeout
-                )
-                if is_job:
-                    catch_up()
-                else:
-                    rendering.desk.do(catch_up)
-            reason = rendering.register(stream, last_event_id, retry)
-            if reason is not False:
-                return reason
+            with rendering.expecting():
+                if last_event_id and rendering.lacks(last_event_id):
+                    catch_up = functools.partial(
+                        rendering.catch_up, self.channels, last_event_id, timeout
+                    )
+                    if is_job:
+                        catch_up()
+                    else:
+                        rendering.desk.do(catch_up)
+                reason = rendering.register(stream, last_event_id, retry)
+                if reason is not False:
+                    return reason
             # It came to its end between the two, or it is one that the bus let go of.
             rendering.end(0.0)
             rendering.desk.forget(rendering)
@@ -163,7 +164,16 @@ class Rendering(_sse_channel.Rendering):
     It does not hold the channels: a private one is to end when its user lets go of it.
     """
 
-    __slots__ = ("_dropped", "_later", "_lock", "_loop", "_render", "desk", "identity")
+    __slots__ = (
+        "_dropped",
+        "_expected",
+        "_later",
+        "_lock",
+        "_loop",
+        "_render",
+        "desk",
+        "identity",
+    )
 
     def __init__(self, capacity: int, renderer: Renderer, identity: Hashable, desk: _Desk) -> None:
         self.identity = identity
@@ -174,6 +184,8 @@ class Rendering(_sse_channel.Rendering):
         self._lock = threading.Lock()
         # What has come while a thread had the lock.
         self._later: deque[_Work] = deque()
+        # One for each client for which it catches up.
+        self._expected: set[object] = set()
         self._dropped = 0
 
     def run(self) -> None:
@@ -184,7 +196,7 @@ class Rendering(_sse_channel.Rendering):
         try:
             for _ in range(_TURN):
                 # Not one that has just begun, whose first client is about to come.
-                if not self.in_use and self.end(_FIRST):
+                if self.is_forsaken(_FIRST):
                     # The next client begins another.
                     self.desk.forget(self)
                     return
@@ -195,6 +207,20 @@ class Rendering(_sse_channel.Rendering):
         finally:
             self._release()
             self.rest()
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """It is not over within for want of clients, however long the catching up takes."""
+        client = object()
+        self._expected.add(client)
+        try:
+            yield
+        finally:
+            self._expected.discard(client)
+
+    def is_forsaken(self, patience: float) -> bool:
+        """End it, if it had no client for so many seconds, and has none to expect."""
+        return not self.in_use and not self._expected and self.end(patience)
 
     def catch_up(
         self,
@@ -431,8 +457,8 @@ class _Desk:
             }
 
     def _begin_threads(self) -> None:
-        # One at least: there may be a job.
-        wanted = max(len(self._renderings), 1)
+        # A job may be to begin a rendering, while those that there are keep a thread each.
+        wanted = len(self._renderings) + self._jobs
         if self._threads >= min(wanted, options().render_threads):
             return
         self._threads += 1
@@ -529,7 +555,7 @@ class _Desk:
             return
         self._swept = now
         for identity, rendering in list(self._renderings.items()):
-            if not rendering.in_use and rendering.end(_LINGER):
+            if rendering.is_forsaken(_LINGER):
                 del self._renderings[identity]
 
     def _work(self) -> None:
