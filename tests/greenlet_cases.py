@@ -10,8 +10,10 @@ if "patched" in sys.argv:
 
     monkey.patch_all()
 
+import asyncio
 import contextvars
 import gc
+import logging
 import queue
 import time
 import traceback
@@ -352,6 +354,38 @@ def case_what_renders_knows_nothing_of_the_greenlet_that_was_first():
     channel.publish("live")
     join(viewer)
     assert seen == [None, None]
+
+
+def case_an_asynchronous_render_is_refused_where_greenlets_are_threads():
+    async def render(message):
+        return message
+
+    async def on_loop():
+        # It has a loop to run on.
+        with channel.stream(render=render, key=1) as stream:
+            await anext(stream)
+            channel.publish("x")
+            assert b"data: x" in await anext(stream)
+
+    def rendered(render):
+        with channel.stream(render=render, key=2) as stream:
+            next(stream)
+            channel.publish("x")
+            return next(stream)
+
+    logging.disable()
+    if "patched" in sys.argv:
+        refused = None
+        try:
+            rendered(render)
+        except TypeError as error:
+            refused = str(error)
+        assert "make render a plain function" in refused
+        # Nobody can know it of this one before.
+        assert b"stream-error" in rendered(lambda message: render(message))
+    else:
+        assert b"data: x" in rendered(render)
+        asyncio.run(on_loop())
 
 
 def case_long_work_of_woken_greenlets_lets_the_loop_serve_others():

@@ -357,7 +357,8 @@ assert respond()[1] != LATER
 
 @pytest.mark.parametrize("raising", ["view", "middleware"])
 @pytest.mark.parametrize("is_async", [True, False])
-def test_a_stream_whose_request_is_answered_by_an_error_ends(script, raising, is_async):
+@pytest.mark.parametrize("error", ["ValueError", "PermissionDenied", "Http404"])
+def test_a_stream_whose_request_is_answered_by_an_error_ends(script, raising, is_async, error):
     out = script(
         """
 import asyncio, logging, sys
@@ -367,18 +368,21 @@ settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="only for tests", ALLOWED_H
                    SSE_CHANNEL={"BUS": "memory://"}, MIDDLEWARE=["__main__.middleware"])
 logging.disable()
 django.setup()
+from django.core.exceptions import PermissionDenied
+from django.http import Http404
 from django.test import AsyncClient, Client
 from django.urls import path
 from django.utils.decorators import sync_and_async_middleware
 from sse_channel import stats
 from sse_channel.django import EventStreamResponse
 
-raising, is_async = sys.argv[1], sys.argv[2] == "True"
+errors = {"ValueError": ValueError, "PermissionDenied": PermissionDenied, "Http404": Http404}
+raising, is_async, error = sys.argv[1], sys.argv[2] == "True", errors[sys.argv[3]]
 kept = []
 
 def fail():
     # As Sentry does it, or a log that is written later.
-    kept.append(ValueError("on the way out"))
+    kept.append(error("on the way out"))
     raise kept[-1]
 
 def respond(request):
@@ -418,6 +422,7 @@ print(len(kept))
 """,
         raising,
         str(is_async),
+        error,
         # Nothing to wait for: the stream is registered when it is made.
         SSE_CHANNEL_BUS="memory://",
     )

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -702,6 +703,7 @@ print("opened")
 
 def test_an_error_of_what_was_missed_is_told_to_who_opens_the_stream(channel, monkeypatch):
     def fail(*_):
+        yield from ()
         raise BusError("as it was to")
 
     cursor = channel.publish(0)
@@ -782,6 +784,174 @@ def test_a_slow_rendering_holds_up_one_thread(
     assert sorted(calls) == sorted(expected)
 
 
+@pytest.fixture
+def one_thread(options, monkeypatch):
+    """A desk of its own, with one thread."""
+    options(render_threads=1)
+    monkeypatch.setattr(rendering, "_desks", {})
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_who_waits_for_the_bus_takes_no_thread_from_the_others(channel, name, monkeypatch):
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+    prepare = rendering.Rendering.prepare
+
+    def prepares(self, *arguments):
+        waiting.release()
+        assert go_on.wait(100)
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(rendering.Rendering, "prepare", prepares)
+    other = SSEChannel(f"{name}-other")
+    cursor = channel.publish(0)
+    channel.publish("missed")
+    with ThreadPoolExecutor() as pool, other.stream(render=str) as live:
+        next(live)
+        resumed = [pool.submit(channel.stream, render=str, last_event_id=cursor) for _ in range(4)]
+        for _ in resumed:
+            assert waiting.acquire(timeout=60)
+        other.publish("live")
+        assert read(live, b"live")
+        go_on.set()
+        for each in resumed:
+            with each.result(60) as stream:
+                assert read(stream, b"missed")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_is_published_faster_than_rendered_holds_up_no_client_and_no_other(channel, name):
+    other = SSEChannel(f"{name}-other")
+    behind, stop = threading.Event(), threading.Event()
+
+    def hot(message):
+        # Each makes more.
+        if not stop.is_set() and len(channel.listeners) < 3:
+            channel.publish(message + 1)
+            channel.publish(message + 1)
+        behind.set()
+        return str(message)
+
+    cursor = channel.publish(0)
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        stack.callback(stop.set)
+        live = stack.enter_context(channel.stream(render=hot, key=1))
+        next(live)
+        others = stack.enter_context(other.stream(render=str))
+        next(others)
+        channel.publish(1)
+        assert behind.wait(60)
+        resumed = pool.submit(channel.stream, render=hot, key=1, last_event_id=cursor)
+        other.publish("live")
+        assert read(others, b"live")
+        stack.enter_context(resumed.result(60))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_one_render_activates_is_not_there_for_the_next(channel):
+    language = contextvars.ContextVar("language", default="en")
+
+    def render(message):
+        before = language.get()
+        language.set("de")
+        return before
+
+    async def arender(message):
+        return render(message)
+
+    opened = [channel.stream(render=each, key=1) for each in (render, arender)]
+    with opened[0] as one, opened[1] as other:
+        for stream in (one, other):
+            next(stream)
+        for _ in range(3):
+            channel.publish("x")
+            for stream in (one, other):
+                assert read(stream, b"").endswith(b"data: en\n\n")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("how", ["here", "in a thread", "on a loop", "on the loop of the view"])
+def test_a_render_may_open_a_stream_of_what_another_has_missed(channel, name, how):
+    other = SSEChannel(f"{name}-other")
+    cursor = other.publish(0)
+    other.publish("missed")
+
+    def opens(message):
+        with other.stream(render=str, last_event_id=cursor) as stream:
+            return read(stream, b"missed").decode()
+
+    async def opens_in_a_thread(message):
+        return await asyncio.to_thread(opens, message)
+
+    async def aopens(message):
+        given = b""
+        with other.stream(render=str, last_event_id=cursor) as stream:
+            while not given.endswith(b"missed\n\n"):
+                given += await anext(stream)
+        return given.decode()
+
+    async def view():
+        with channel.stream(render=aopens, key=1) as stream:
+            given = await anext(stream)
+            await channel.apublish("x")
+            while b"missed" not in given:
+                given += await asyncio.wait_for(anext(stream), 60)
+
+    if how == "on the loop of the view":
+        asyncio.run(view())
+        return
+    render = {"here": opens, "in a thread": opens_in_a_thread, "on a loop": aopens}[how]
+    with ThreadPoolExecutor(1) as pool, channel.stream(render=render, key=1) as stream:
+        next(stream)
+        channel.publish("x")
+        assert b"missed" in pool.submit(next, stream).result(60)
+
+
+def test_a_thread_that_is_ended_before_it_begins_leaves_the_work_to_another(script):
+    out = script(
+        """
+import contextlib
+from sse_channel import SSEChannel, configure, rendering
+
+configure(bus="memory://", render_threads=1)
+channel = SSEChannel("a")
+ended = []
+
+@contextlib.contextmanager
+def surroundings():
+    if not ended:
+        ended.append(True)
+        # As a greenlet is killed, and as quietly.
+        raise SystemExit
+    yield
+
+rendering.render_within(surroundings)
+cursor = channel.publish(0)
+channel.publish("missed")
+with channel.stream(render=str, last_event_id=cursor) as stream:
+    given = b""
+    while not given.endswith(b"data: missed\\n\\n"):
+        given += next(stream)
+print(ended)
+"""
+    )
+    assert out == "[True]\n"
+
+
+def test_what_ends_a_thread_that_renders_does_not_end_the_loop_that_waits_for_it(channel):
+    def render(message):
+        raise SystemExit(message)
+
+    async def main():
+        cursor = await channel.apublish(0)
+        await channel.apublish("missed")
+        ended = pytest.raises(RuntimeError, match=r"thread that rendered was ended.*missed")
+        with channel.stream(render=render, key=1, last_event_id=cursor) as stream, ended:
+            await anext(stream)
+        return "went on"
+
+    assert asyncio.run(main()) == "went on"
+
+
 def test_what_is_put_off_by_one_that_is_ready_meanwhile_is_done(channel, monkeypatch):
     monkeypatch.setattr(rendering, "_desks", {})
     done = threading.Event()
@@ -789,7 +959,7 @@ def test_what_is_put_off_by_one_that_is_ready_meanwhile_is_done(channel, monkeyp
         next(stream)
         (its,) = rendering._desk()._renderings.values()
         # As for a thread that has just seen that another is at it.
-        its.put_off(rendering._Job(done.set))
+        its.put_off(types.SimpleNamespace(run=done.set))
         assert done.wait(60)
 
 
@@ -821,32 +991,60 @@ def test_a_render_may_open_a_stream_that_another_thread_catches_up_for(channel, 
         first.result(60).close()
 
 
-def test_who_waits_for_what_was_missed_does_not_hold_up_the_exit(script):
+@pytest.mark.parametrize("opens_on", ["a thread", "a loop"])
+@pytest.mark.parametrize("waits", ["first", "put off", "in the queue"])
+def test_who_waits_for_what_was_missed_does_not_hold_up_the_exit(script, opens_on, waits):
     script(
         """
-import threading
-from sse_channel import ChannelClosed, SSEChannel, configure
+import asyncio, sys, threading
+from sse_channel import ChannelClosed, SSEChannel, configure, rendering
 
-configure(bus="memory://")
+opens_on, waits = sys.argv[1:]
+configure(bus="memory://", render_threads=1 if waits == "in the queue" else 2)
 channel = SSEChannel("a")
 cursor = channel.publish(0)
 channel.publish(1)
 begun = threading.Event()
+refused = []
 
 def stuck(message):
     begun.set()
     threading.Event().wait()
 
-def opens():
-    try:
-        channel.stream(render=stuck, key=1, last_event_id=cursor)
-    except ChannelClosed:
-        return
-    raise AssertionError("it was opened")
+async def on_loop(key):
+    with channel.stream(render=stuck, key=key, last_event_id=cursor) as stream:
+        await anext(stream)
 
-threading.Thread(target=opens).start()
+def opens(key):
+    try:
+        if opens_on == "a loop":
+            asyncio.run(on_loop(key))
+        else:
+            channel.stream(render=stuck, key=key, last_event_id=cursor)
+    except ChannelClosed:
+        refused.append(key)
+
+threads = [threading.Thread(target=opens, args=(1,))]
+threads[0].start()
 assert begun.wait(60)
-"""
+if waits != "first":
+    threads.append(threading.Thread(target=opens, args=(1 if waits == "put off" else 2,)))
+    threads[1].start()
+    while len(rendering._desk()._jobs) < 2:
+        pass
+    if waits == "put off":
+        while not any(each._later for each in rendering._desk()._renderings.values()):
+            pass
+
+def look():
+    for thread in threads:
+        thread.join(60)
+    assert len(refused) == len(threads), refused
+
+threading.Thread(target=look).start()
+""",
+        opens_on,
+        waits,
     )
 
 

@@ -565,6 +565,18 @@ assert settings.SSE_CHANNEL["RETRY"] == 5
     assert re.match(rf"SSE_CHANNEL\['RETRY'\] = 7 has no effect: {says} says 9, which", out)
 
 
+def test_a_function_that_gives_a_coroutine_is_refused_by_a_memory_bus():
+    async def asynchronous():
+        raise AssertionError("it was begun")
+
+    @memory_bus()
+    def gives():
+        return asynchronous()
+
+    with pytest.raises(TypeError, match=r"make .*gives an `async def`"):
+        gives()
+
+
 def test_a_memory_bus_and_overridden_settings_in_either_order(script, tmp_path):
     other = f"local://{tmp_path}/bus"
     script(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import RequestFactory
 from django.utils.functional import SimpleLazyObject
 
@@ -195,6 +195,7 @@ def test_a_right_that_is_taken_away_while_the_stream_is_opened_is_asked_for_agai
         ("user", 403),
         ("session", 403),
         ("of another", 200),
+        ("nothing", 200),
     ],
 )
 @pytest.mark.parametrize("logged_in", ["by session", "by token"])
@@ -223,7 +224,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.test import RequestFactory
 from sse_channel import SSEChannel, disconnect
-from sse_channel.django import EventStreamView
+from sse_channel.django import EventStreamView, everybody
 
 call_command("migrate", verbosity=0)
 lost, logged_in, asks = sys.argv[1:]
@@ -241,7 +242,8 @@ def revoke(session):
         User.objects.all().delete()
     elif lost == "session":
         store(session).flush()
-    disconnect(user=user.pk if lost != "of another" else 999)
+    if lost != "nothing":
+        disconnect(user=user.pk if lost != "of another" else 999)
 
 async def user_of(request):
     return await request.auser()
@@ -251,7 +253,8 @@ class View(EventStreamView):
         assert request is self.request
         asked.append(request)
         its = request.user if asks == "user" else async_to_sync(user_of)(request)
-        may = its.has_perm("auth.view_user")
+        # What a middleware put beside it, of a second factor for one.
+        may = its.has_perm("auth.view_user") and (asks == "auser" or its.is_verified())
         if len(asked) == 1:
             revoke(request.session.session_key)
         return may
@@ -269,16 +272,60 @@ else:
     async def auser():
         return request.user
     request.auser = auser
+request.user.is_verified = lambda: True
+# Before a process has its first stream, it is asked twice in any case.
+first = EventStreamView.as_view(permission=everybody)(RequestFactory().get("/"), channel="first")
 response = View.as_view()(request, channel="news")
 assert len(SSEChannel("news").listeners) == (response.status_code == 200)
 assert asked[0] is request
-print(response.status_code)
+print(response.status_code, len(asked))
 """,
         lost,
         logged_in,
         asks,
     )
-    assert out == f"{status}\n"
+    answered, asked = out.split()
+    assert int(answered) == status
+    if lost == "nothing":
+        assert asked == "1"
+
+
+@pytest.mark.parametrize(
+    "its",
+    [User(pk=5, username="of a gateway"), User(username="guest"), AnonymousUser(), object(), None],
+)
+def test_a_user_that_is_not_stored_is_asked_again_as_it_was(name, its):
+    asked = []
+
+    class Asks(EventStreamView):
+        def permission(self, request, channel):
+            asked.append(request.user)
+            sse_channel.disconnect(user="another")
+            return True
+
+    request = request_of()
+    request.user = its
+    response = Asks.as_view()(request, channel=name)
+    assert response.status_code == 200
+    assert asked == [its, its]
+    response.close()
+
+
+def test_the_stream_ends_when_the_second_ask_fails(name):
+    asked = []
+
+    class Fails(EventStreamView):
+        def permission(self, request, channel):
+            asked.append(channel)
+            if len(asked) == 2:
+                raise PermissionDenied
+            sse_channel.disconnect(user="another")
+            return True
+
+    with pytest.raises(PermissionDenied) as held:
+        answer(view=Fails.as_view(), channel=name)
+    assert len(SSEChannel(name).listeners) == 0
+    del held
 
 
 def test_it_is_asked_again_outside_of_what_the_request_has_seen(script, tmp_path):

@@ -340,6 +340,9 @@ class Rendering(Client):
     def take(self) -> SourceEvent | None:
         """The next event of the sources, None when there is none now."""
 
+    def waiting(self) -> int:
+        """Events that wait to be taken."""
+
     def rest(self) -> None:
         """After all that was taken: it is put into the desk again when there is more."""
 

@@ -109,7 +109,7 @@ class SSEChannel:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Its name and what it was made with; of a subclass what it has beside that, too.
+        """Its name and what it was made with; of a subclass what its ``__dict__`` has, too.
 
         Raises:
             TypeError: a private channel.

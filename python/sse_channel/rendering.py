@@ -17,12 +17,13 @@ import functools
 import inspect
 import logging
 import os
+import sys
 import threading
 import time
 import types
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator, Sequence
 from queue import Empty
 from typing import Any, NamedTuple, TypeAlias
 
@@ -30,9 +31,9 @@ from . import _sse_channel
 from .config import options
 from .event import Event, envelope, to_fields
 from .queue import ClientQueue
-from .waiting import close_at_exit
+from .waiting import after_close, close_at_exit
 
-__all__ = ["ERROR_EVENT", "Renderer", "figures", "on_thread", "render_within"]
+__all__ = ["ERROR_EVENT", "Renderer", "figures", "on_threads", "render_within"]
 
 #: The event that clients get in place of one whose rendering failed.
 ERROR_EVENT = "stream-error"
@@ -53,7 +54,16 @@ _FIRST = 1.0
 #: Seconds after which a rendering without clients ends, and a thread without renderings.
 _LINGER = 60.0
 
+_NO_LOOP = (
+    "an asynchronous render needs a running asyncio loop, or threads that gevent has not patched: "
+    "while one greenlet runs a loop, all others seem to be on it; make render a plain function, in "
+    "which greenlets yield to each other as well"
+)
+
 _logger = logging.getLogger("sse_channel")
+
+#: Set in what threads that render do.
+_renders = contextvars.ContextVar("sse_channel_renders", default=False)
 
 _surroundings: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
 
@@ -96,32 +106,44 @@ class Renderer:
         self.code = _code(render, key)
         running = asyncio._get_running_loop()
         self.loop = None if running is None else weakref.ref(running)
+        if running is None and inspect.iscoroutinefunction(render) and _are_threads_greenlets():
+            raise TypeError(_NO_LOOP)
 
     def register(
+        self, stream: _sse_channel.Stream, last_event_id: str | None, retry: int, timeout: float
+    ) -> str | None:
+        """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`."""
+        steps = self.registering(stream, last_event_id, retry, timeout, waits=True)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as done:
+            reason: str | None = done.value
+            return reason
+
+    def registering(
         self,
         stream: _sse_channel.Stream,
         last_event_id: str | None,
         retry: int,
         timeout: float,
         *,
-        is_job: bool = False,
-    ) -> str | None:
-        """Register `stream`, when all that it missed is rendered; as `_sse_channel.register`.
+        waits: bool = False,
+    ) -> Generator[Rendering, None, str | None]:
+        """What `register` does, as steps of a job, each of which gives whom it waits for.
 
-        `is_job`: whether it is called by a job of the desk, which it then leaves for later where it
-        would have to wait for another thread.
+        With `waits`, it is not a thread that renders which does it, and it waits for those.
         """
         while True:
             rendering = _desk().rendering(self, timeout)
             with rendering.expecting():
                 if last_event_id and rendering.lacks(last_event_id):
-                    catch_up = functools.partial(
-                        rendering.catch_up, self.channels, last_event_id, timeout
-                    )
-                    if is_job:
-                        catch_up()
+                    # Before it takes a thread from the others: the bus may be away.
+                    rendering.prepare(self.channels, last_event_id, timeout)
+                    if waits:
+                        rendering.desk.do(functools.partial(rendering.catch_up, last_event_id))
                     else:
-                        rendering.desk.do(catch_up)
+                        yield from rendering.catch_up(last_event_id)
                 reason = rendering.register(stream, last_event_id, retry)
                 if reason is not False:
                     return reason
@@ -222,37 +244,46 @@ class Rendering(_sse_channel.Rendering):
         """End it, if it had no client for so many seconds, and has none to expect."""
         return not self.in_use and not self._expected and self.end(patience)
 
-    def catch_up(
-        self,
-        channels: list[_sse_channel.Channel],
-        last_event_id: str,
-        timeout: float,
-        *,
-        waits: bool = False,
-    ) -> None:
+    def catch_up(self, last_event_id: str) -> Iterator[Rendering]:
         """Render what a client that resumes has to get, as far as there is any of it.
 
-        Of two that resume at once, one renders and the other finds it. Called on a thread that
-        renders: what becomes of an event is for others, too, and must not depend on the request of
-        the client that came first, its language or its transaction.
-
-        Raises:
-            _Busy: another thread is at it, and it is not to be waited for.
+        Steps, each of which gives whom it waits for: this rendering, while a thread is at it or
+        after its turn. Of two that resume at once, one renders and the other finds it. Done by a
+        thread that renders: what becomes of an event is for others, too, and must not depend on the
+        request of the client that came first, its language or its transaction.
         """
-        if not self._lock.acquire(blocking=waits):
-            raise _Busy(self)
-        try:
-            if not self.lacks(last_event_id):
-                return
-            self.prepare(channels, last_event_id, timeout)
-            # First: what other processes have rendered already, a client may have had.
-            while (event := self._next()) is not None:
-                self._do(event, back=False)
-            for event in self.missing(last_event_id):
-                self._do(event, back=True)
-            self.read_back()
-        finally:
-            self._release()
+        # Of those that wait when it begins: of what is published faster than it is rendered there
+        # is always more.
+        waiting: int | None = None
+        while True:
+            while not self._lock.acquire(blocking=False):
+                yield self
+            try:
+                if not self.lacks(last_event_id):
+                    return
+                if waiting is None:
+                    waiting = self.waiting()
+                # First: what other processes have rendered already, a client may have had.
+                for _ in range(min(waiting, _TURN)):
+                    event = self._next()
+                    if event is None:
+                        waiting = 0
+                        break
+                    self._do(event, back=False)
+                    waiting -= 1
+                if waiting <= 0:
+                    for event in self.missing(last_event_id):
+                        self._do(event, back=True)
+                    self.read_back()
+                    return
+            finally:
+                self._release()
+            yield self
+
+    def wait(self) -> None:
+        """Wait until no thread is at it."""
+        self._lock.acquire()
+        self._release()
 
     def put_off(self, work: _Work) -> None:
         """Have `work` done when the thread that is at it is ready: one rendering holds up one."""
@@ -329,13 +360,19 @@ class Rendering(_sse_channel.Rendering):
                 raise
 
     def _call(self, message: Any) -> Any:
-        rendered = self._render(message)
+        # What it activates, a language, is not for the next one.
+        context = contextvars.copy_context()
+        rendered = context.run(self._render, message)
         if not inspect.isawaitable(rendered):
             return rendered
         loop = None if self._loop is None else self._loop()
         if loop is None or not loop.is_running():
-            return asyncio.run(_awaited(rendered))
-        future = asyncio.run_coroutine_threadsafe(_awaited(rendered), loop)
+            if _are_threads_greenlets():
+                if inspect.iscoroutine(rendered):
+                    rendered.close()
+                raise TypeError(_NO_LOOP)
+            return context.run(asyncio.run, _awaited(rendered))
+        future = context.run(asyncio.run_coroutine_threadsafe, _awaited(rendered), loop)
         while True:
             done, _ = concurrent.futures.wait([future], timeout=_REST)
             if done:
@@ -345,6 +382,12 @@ class Rendering(_sse_channel.Rendering):
                 raise RuntimeError("the event loop on which render ran has stopped")
 
 
+def _are_threads_greenlets() -> bool:
+    """Whether gevent has patched threads: then one that runs a loop stands in each other's way."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
 async def _awaited(pending: Awaitable[Any]) -> Any:
     return await pending
 
@@ -352,7 +395,8 @@ async def _awaited(pending: Awaitable[Any]) -> Any:
 class _Surroundings:
     """What a thread renders within, if it is within it now."""
 
-    def __init__(self) -> None:
+    def __init__(self, desk: ClientQueue) -> None:
+        self._desk = desk
         self._entered: contextlib.ExitStack | None = None
         self._since = 0.0
 
@@ -374,21 +418,54 @@ class _Surroundings:
             if entered is not None:
                 entered.close()
         except Exception:
-            _logger.exception("a database connection of a renderer could not be closed")
+            # At the exit, threads that would close it may have ended.
+            if not self._desk.closed:
+                _logger.exception("a database connection of a renderer could not be closed")
 
 
-class _Busy(Exception):
-    """Another thread is at that rendering."""
+class _Job:
+    """Something else than a rendering that threads do, step by step."""
 
-    def __init__(self, rendering: Rendering) -> None:
-        super().__init__()
-        self.rendering = rendering
+    def __init__(
+        self,
+        desk: _Desk,
+        steps: Iterator[Rendering],
+        tell: Callable[[Exception | None], object],
+    ) -> None:
+        self._desk = desk
+        self._steps = steps
+        self._tell = tell
+
+    def run(self) -> None:
+        """Do one step."""
+        error: BaseException | None = None
+        try:
+            busy = next(self._steps)
+        except StopIteration:
+            pass
+        except BaseException as raised:
+            error = raised
+        else:
+            busy.put_off(self)
+            return
+        self.finish(error)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Tell who waits for it, once."""
+        if not self._desk.forget_job(self):
+            return
+        told = error if isinstance(error, Exception) else None
+        if error is not told:
+            # Not the end of the thread, greenlet or loop that waits.
+            told = RuntimeError(f"the thread that rendered was ended: {error!r}")
+            told.__cause__ = error
+        self._tell(told)
 
 
-class _Job(NamedTuple):
-    """Something else than a rendering that a thread does; it may be begun more than once."""
-
-    run: Callable[[], None]
+def _all_at_once(steps: Iterator[Rendering]) -> None:
+    """Do the steps here, as what renders must: all threads that could do them may wait for that."""
+    for busy in steps:
+        busy.wait()
 
 
 #: What a thread that renders does.
@@ -398,7 +475,7 @@ _Work: TypeAlias = "Rendering | _Job"
 class _Answer(NamedTuple):
     """That a job is done, and what it raised."""
 
-    error: BaseException | None
+    error: Exception | None
 
 
 class _Desk:
@@ -411,15 +488,14 @@ class _Desk:
         self._swept = time.monotonic()
         self._threads = 0
         # Those that wait, and those that are being done.
-        self._jobs = 0
-        # `threading.get_ident` of the threads.
-        self._workers: set[int] = set()
+        self._jobs: set[_Job] = set()
         # Held for a look.
         self._lock = threading.Lock()
         self._channel = _sse_channel.Channel(None, 0)
         self._queue = ClientQueue(1 << 62, "drop_newest")
         _sse_channel.register(self._queue, [self._channel], None, 0, 0.0)
         close_at_exit()
+        after_close(self.end)
 
     def rendering(self, renderer: Renderer, timeout: float) -> Rendering:
         """The rendering that clients of `renderer` share, begun by the first of them."""
@@ -458,7 +534,7 @@ class _Desk:
 
     def _begin_threads(self) -> None:
         # A job may be to begin a rendering, while those that there are keep a thread each.
-        wanted = len(self._renderings) + self._jobs
+        wanted = len(self._renderings) + len(self._jobs)
         if self._threads >= min(wanted, options().render_threads):
             return
         self._threads += 1
@@ -472,12 +548,12 @@ class _Desk:
             if not self._threads:
                 raise
 
-    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
-        """Have a thread that renders do `job`, for a coroutine that awaits it."""
+    def run(self, steps: Iterator[Rendering]) -> asyncio.Future[None]:
+        """Have threads that render do the steps, for a coroutine that awaits it."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
-        def resolve(error: BaseException | None) -> None:
+        def resolve(error: Exception | None) -> None:
             if done.cancelled():
                 return
             if error is None:
@@ -485,67 +561,65 @@ class _Desk:
             else:
                 done.set_exception(error)
 
-        def tell(error: BaseException | None) -> None:
+        def tell(error: Exception | None) -> None:
             # A loop that is closed has nobody who awaits it.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(resolve, error)
 
-        self._give(job, tell)
+        if not _renders.get():
+            self._begin(_Job(self, steps, tell))
+            return done
+
+        def here() -> None:
+            error: Exception | None = None
+            try:
+                _all_at_once(steps)
+            except Exception as raised:
+                error = raised
+            tell(error)
+
+        threading.Thread(target=here, name="sse-channel-open", daemon=True).start()
         return done
 
-    def do(self, catch_up: Callable[..., None]) -> None:
-        """Have a thread that renders do `catch_up`, and wait for it; it raises what that does."""
-        if threading.get_ident() in self._workers:
-            # What renders opens a stream of others. All threads may be here.
-            catch_up(waits=True)
+    def do(self, steps: Callable[[], Iterator[Rendering]]) -> None:
+        """Have threads that render do the steps, and wait for it; it raises what they do."""
+        if _renders.get():
+            _all_at_once(steps())
             return
         # One of ours, because waiting for it yields to gevent also where threads are not patched.
         answer = ClientQueue(1, "drop_newest")
-        self._give(catch_up, lambda error: answer.put_nowait(_Answer(error)))
-        while True:
-            try:
-                error = answer.get(timeout=_REST).error
-                break
-            except Empty:
-                if self._queue.closed:
-                    raise _sse_channel.ChannelClosed("the process ends") from None
-        if isinstance(error, Exception):
-            raise error
+        self._begin(_Job(self, steps(), lambda error: answer.put_nowait(_Answer(error))))
+        error = answer.get().error
         if error is not None:
-            # Not the end of this thread or greenlet.
-            raise RuntimeError("the thread that rendered was ended") from error
+            raise error
 
-    def _give(self, job: Callable[[], None], tell: Callable[[BaseException | None], None]) -> None:
-        """Have a thread that renders do `job`, and call `tell` with what it raised."""
-
-        def do() -> None:
-            error: BaseException | None = None
-            try:
-                job()
-            except _Busy as busy:
-                busy.rendering.put_off(work)
-                return
-            except BaseException as raised:
-                error = raised
-            with self._lock:
-                self._jobs -= 1
-            tell(error)
-
-        work = _Job(do)
-        with self._lock:
-            self._jobs += 1
+    def _begin(self, job: _Job) -> None:
         try:
             with self._lock:
+                self._jobs.add(job)
                 self._begin_threads()
-            self._queue.put_nowait(work)
+            self._queue.put_nowait(job)
         except BaseException:
-            with self._lock:
-                self._jobs -= 1
+            self.forget_job(job)
             raise
+
+    def forget_job(self, job: _Job) -> bool:
+        """It is done. Gives whether that is news."""
+        with self._lock:
+            news = job in self._jobs
+            self._jobs.discard(job)
+            return news
+
+    def end(self) -> None:
+        """Tell all who wait for a job that the process ends: its thread may never be ready."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.finish(_sse_channel.ChannelClosed("the process ends"))
 
     def give(self, work: _Work) -> None:
         """Have a thread do what one has put off."""
-        # At the exit, nobody does anything any more.
+        # At the exit, nobody does anything any more; `end` tells who waits for it.
         with contextlib.suppress(_sse_channel.ChannelClosed):
             self._queue.put_nowait(work)
 
@@ -560,8 +634,8 @@ class _Desk:
 
     def _work(self) -> None:
         wait = _REST
-        surroundings = _Surroundings()
-        self._workers.add(threading.get_ident())
+        surroundings = _Surroundings(self._queue)
+        _renders.set(True)
         try:
             while True:
                 try:
@@ -578,7 +652,11 @@ class _Desk:
                     continue
                 wait = _REST
                 errors = self.errors
-                surroundings.enter()
+                try:
+                    surroundings.enter()
+                except BaseException:
+                    self.give(rendering)
+                    raise
                 try:
                     rendering.run()
                 except Exception:
@@ -590,7 +668,6 @@ class _Desk:
                 with self._lock:
                     self._sweep(at_most_every=_LINGER / 2)
         finally:
-            self._workers.discard(threading.get_ident())
             surroundings.leave()
             with self._lock:
                 self._threads -= 1
@@ -612,9 +689,9 @@ def _desk() -> _Desk:
     return desk
 
 
-def on_thread(job: Callable[[], None]) -> asyncio.Future[None]:
-    """Do `job`, which takes its time and may wait for this loop, on a thread that renders."""
-    return _desk().run(job)
+def on_threads(steps: Iterator[Rendering]) -> asyncio.Future[None]:
+    """Do what takes its time, and may wait for this loop, on threads that render."""
+    return _desk().run(steps)
 
 
 def figures() -> dict[str, int]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _sse_channel
 from .clients import names_of, watch_clients
 from .config import options
 from .event import check_text, encode_frame
-from .rendering import Renderer, on_thread
+from .rendering import Renderer, Rendering, on_threads
 from .server_stop import watch_server
 from .waiting import close_at_exit, wait
 
@@ -144,7 +143,12 @@ def open_stream(
     timeout = options().publish_timeout
     weak = weakref.ref(stream)
 
-    def register(*, is_job: bool = False) -> None:
+    def begin(opened: EventStream, gap: str | None) -> None:
+        resumed = bool(last_event_id) and gap is None
+        if first is not None and not resumed:
+            opened._set_initial(first)
+
+    def register() -> None:
         opened = weak()
         if opened is None or opened.closed:
             return
@@ -152,10 +156,15 @@ def open_stream(
         if renderer is None:
             gap = _sse_channel.register(opened, list(channels), last_event_id, retry, timeout)
         else:
-            gap = renderer.register(opened, last_event_id, retry, timeout, is_job=is_job)
-        resumed = bool(last_event_id) and gap is None
-        if first is not None and not resumed:
-            opened._set_initial(first)
+            gap = renderer.register(opened, last_event_id, retry, timeout)
+        begin(opened, gap)
+
+    def registering(renderer: Renderer) -> Iterator[Rendering]:
+        opened = weak()
+        if opened is None or opened.closed:
+            return
+        retry = options().retry
+        begin(opened, (yield from renderer.registering(opened, last_event_id, retry, timeout)))
 
     try:
         if asyncio._get_running_loop() is not None and not stream.closed:
@@ -164,9 +173,9 @@ def open_stream(
             if pending is not None:
                 pending.add_done_callback(_look_at)
             # To render what was missed would hold up the loop as well.
-            renders = renderer is not None and bool(last_event_id)
-            if pending is not None or renders:
-                stream._set_opener(_Opener(pending, register, renders))
+            steps = registering(renderer) if renderer is not None and last_event_id else None
+            if pending is not None or steps is not None:
+                stream._set_opener(_Opener(pending, register, steps))
                 return stream
         register()
     except BaseException:
@@ -185,18 +194,18 @@ def _look_at(pending: asyncio.Future[None]) -> None:
 class _Opener:
     """Opens a stream at its first step, when the bus has prepared it."""
 
-    __slots__ = ("pending", "register", "waits")
+    __slots__ = ("pending", "register", "steps")
 
     def __init__(
         self,
         pending: asyncio.Future[None] | None,
-        register: Callable[..., None],
-        waits: bool,
+        register: Callable[[], None],
+        steps: Iterator[Rendering] | None,
     ) -> None:
         self.pending = pending
         self.register = register
-        # Whether `register` takes its time, and needs a thread for it.
-        self.waits = waits
+        # In place of `register`, when that takes its time.
+        self.steps = steps
 
     def __call__(self) -> None:
         """Open it from a thread, waiting there."""
@@ -206,8 +215,8 @@ class _Opener:
         """Open it on the loop."""
         if self.pending is not None:
             await self.pending
-        if self.waits:
-            await on_thread(functools.partial(self.register, is_job=True))
+        if self.steps is not None:
+            await on_threads(self.steps)
         else:
             self.register()
 

@@ -166,6 +166,11 @@ impl Rendering {
         }
     }
 
+    /// Events that wait to be taken.
+    fn waiting(slf: &Bound<'_, Self>) -> usize {
+        slf.as_super().get().core.len()
+    }
+
     /// After all that was taken: it is put into the desk again when there is more.
     fn rest(slf: &Bound<'_, Self>) {
         let client = slf.as_super().get();

@@ -27,7 +27,6 @@ from asgiref.sync import (
 from django.apps import apps
 from django.conf import settings
 from django.core.handlers.asgi import ASGIRequest
-from django.core.signals import got_request_exception
 from django.db import connections
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
@@ -186,7 +185,7 @@ class EventStreamResponse(StreamingHttpResponse):
                 # Not a 503, after which a browser never comes back.
                 rest = [COME_BACK_LATER]
             else:
-                vars(its_request).setdefault(_OPENED, []).append(weakref.ref(self._stream))
+                _end_with_the_answer(its_request, self._stream)
         try:
             self._make(its_request, opened[0], rest, overflow, compress, status, headers)
         except BaseException:
@@ -341,15 +340,29 @@ class _AsyncContent:
             self._stream.close()
 
 
-def _end_opened(request: HttpRequest | None = None, **_: object) -> None:
-    """End what a request opened that is answered by an error: its response is never closed."""
-    for opened in getattr(request, _OPENED, ()):
-        stream = opened()
-        if stream is not None:
-            stream.close()
+def _end_with_the_answer(request: HttpRequest, stream: EventStream) -> None:
+    """End `stream` when the answer to its request is over, be that an error or another's.
 
+    Django closes the request with whatever it has answered.
+    """
+    attributes = vars(request)
+    opened: list[weakref.ref[EventStream]] | None = attributes.get(_OPENED)
+    if opened is None:
+        attributes[_OPENED] = opened = []
+        # Not in a circle, which would keep the request until garbage is collected.
+        its = weakref.ref(request)
 
-got_request_exception.connect(_end_opened)
+        def close() -> None:
+            closed = its()
+            if closed is not None:
+                type(closed).close(closed)
+            for each in opened:
+                left = each()
+                if left is not None:
+                    left.close()
+
+        attributes["close"] = close
+    opened.append(weakref.ref(stream))
 
 
 def last_event_id_of(request: HttpRequest) -> str | None:

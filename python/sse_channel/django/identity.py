@@ -6,7 +6,10 @@ import asyncio
 import copy
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.contrib.auth import SESSION_KEY, get_user
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_vary_headers
@@ -42,38 +45,58 @@ def user_of(request: HttpRequest) -> str | None:
 def as_it_is_now(request: HttpRequest) -> HttpRequest | None:
     """The request with its session and its user as they are stored now; None for a deleted user.
 
-    A user keeps what it was once asked, its permissions above all.
+    A user keeps what it was once asked, its permissions above all. What is not stored is as it was.
     """
     now = copy.copy(request)
     session: Any = getattr(request, "session", None)
     # What this very request changed is not stored yet.
-    if session is not None and session.session_key and not session.modified:
-        setattr(now, "session", type(session)(session.session_key))  # noqa: B010
-    user: Any = getattr(request, "user", None)
-    logged_in = None if session is None else session.get(SESSION_KEY)
-    again: Any
-    unasked = isinstance(user, LazyObject) and user._wrapped is empty
-    if unasked or getattr(user, "is_anonymous", False):
-        if logged_in is None:
-            return now
-        # Whoever asked before has done so by `auser`.
-        again = get_user(now)
-    elif not isinstance(user, Model):
-        return now
-    elif logged_in == user._meta.pk.value_to_string(user):
-        again = get_user(now)
-    else:
-        # As another way of logging in gave it.
-        users: Any = user._meta.model._base_manager.using(user._state.db)
-        again = users.filter(pk=user.pk).first()
-        if again is None:
+    logged_in = None
+    if isinstance(session, SessionBase):
+        logged_in = session.get(SESSION_KEY)
+        if session.session_key and not session.modified:
+            vars(now)["session"] = type(session)(session.session_key)
+    attributes = vars(request)
+    asked = attributes.get("auser")
+    if asked is not None:
+
+        async def auser() -> Any:
+            try:
+                return await sync_to_async(_read_again)(await asked(), now, logged_in)
+            except ObjectDoesNotExist:
+                raise PermissionDenied("the user was deleted") from None
+
+        vars(now)["auser"] = auser
+    if "user" in attributes:
+        try:
+            vars(now)["user"] = _read_again(attributes["user"], now, logged_in)
+        except ObjectDoesNotExist:
             return None
-
-    async def auser() -> Any:
-        return again
-
-    vars(now).update(user=again, auser=auser)
     return now
+
+
+def _read_again(user: Any, now: HttpRequest, logged_in: str | None) -> Any:
+    """A user as the database and the session of `now` have it, with all that was put beside it.
+
+    `logged_in` is the key of the user that the session was of.
+    """
+    while isinstance(user, LazyObject):
+        if user._wrapped is empty:
+            return user
+        user = user._wrapped
+    if not isinstance(user, Model) or user._state.adding or user._state.db is None:
+        # One that a middleware made of something else, of a token's claims for one.
+        return user
+    if logged_in is not None and logged_in == user._meta.pk.value_to_string(user):
+        theirs: Any = get_user(now)
+        if theirs.pk != user.pk:
+            # It has logged out, or may not log in any more.
+            return theirs
+    again = copy.copy(user)
+    for name in list(vars(again)):
+        if name.endswith("_perm_cache"):
+            del vars(again)[name]
+    again.refresh_from_db()
+    return again
 
 
 def address_of(request: HttpRequest) -> str | None:

@@ -14,6 +14,7 @@ urlpatterns = [
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -100,8 +101,10 @@ class EventStreamView(View):
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
         """The view for a route; the arguments are the attributes of the class."""
         view = super().as_view(**initkwargs)
-        for alias in settings.DATABASES:
-            view = transaction.non_atomic_requests(alias)(view)
+        # Settings that are not there yet are no mistake of who makes a view.
+        with contextlib.suppress(ImproperlyConfigured):
+            for alias in settings.DATABASES:
+                view = transaction.non_atomic_requests(alias)(view)
         return view
 
     def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -123,16 +126,20 @@ class EventStreamView(View):
             response = EventStreamResponse(
                 request, *channels, **(given(request) if callable(given) else given)
             )
-            if before is not None and before == _sse_channel.revocations():
+            if self.permission is None or (
+                before is not None and before == _sse_channel.revocations()
+            ):
                 return response
             # Somebody was disconnected meanwhile, or nobody would have told of it.
-            now = as_it_is_now(request)
-            refused = names[0] if now is None else self._first_refused(now, names)
-            if refused is None:
-                return response
-            # The stream alone: to close a response tells Django that the request is over.
-            if response._stream is not None:
-                response._stream.close()
+            with contextlib.ExitStack() as stack:
+                # The stream alone: to close a response tells Django that the request is over.
+                if response._stream is not None:
+                    stack.callback(response._stream.close)
+                now = as_it_is_now(request)
+                refused = names[0] if now is None else self._first_refused(now, names)
+                if refused is None:
+                    stack.pop_all()
+                    return response
         return self._answer(
             HttpResponseForbidden, f"You may not listen to the channel {refused!r}."
         )

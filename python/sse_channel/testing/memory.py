@@ -79,6 +79,14 @@ class MemoryBus:
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                if inspect.iscoroutine(result):
+                    result.close()
+                raise TypeError(
+                    f"memory_bus() decorates a function that gives a coroutine; make "
+                    f"{getattr(function, '__qualname__', function)} an `async def`"
+                )
+            return result
 
         return called
