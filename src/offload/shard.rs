@@ -192,9 +192,11 @@ type GroupName = SmallVec<[ChannelNumber; 1]>;
 /// The thread's own state.
 #[derive(Debug)]
 pub struct Shard {
+    // Before the bell and the poll: fields are dropped in this order, and a number that is closed
+    // and still marked may be another's already, which a forked child would close.
+    _inherited: [Inherited; 2],
     inbox: Arc<Inbox>,
     poll: Poll,
-    _inherited: [Inherited; 2],
     connections: Slab<Connection>,
     groups: Slab<Group>,
     group_of: HashMap<GroupName, usize>,
@@ -227,9 +229,9 @@ impl Shard {
         poll.registry().register(&mut SourceFd(&bell), BELL, Interest::READABLE)?;
         let inherited = [Inherited::new(poll.as_raw_fd()), Inherited::new(bell)];
         Ok(Shard {
+            _inherited: inherited,
             inbox,
             poll,
-            _inherited: inherited,
             connections: Slab::new(),
             groups: Slab::new(),
             group_of: HashMap::new(),
