@@ -1430,6 +1430,23 @@ mod tests {
     }
 
     #[test]
+    fn a_rendering_of_a_channel_that_is_named_twice_counts_once() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 9);
+        let renderer = Arc::new(Client::new(Kind::Renderer, 9, Overflow::DropOldest));
+        let begun = hub.begin_rendering(&[key, key], &renderer, Box::new(()))?;
+        let at = begun.ok_or(Error::Closed)?;
+        let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));
+        hub.register_rendered(&client, at, Resume::Fresh, Box::new(()))?.ok_or(Error::Closed)?;
+        assert_eq!((hub.client_count(key), hub.figures(key).streams), (1, 1));
+        assert_eq!((hub.clients(key).len(), hub.names_of_client(&client).len()), (1, 1));
+        hub.unregister(&client, Reason::Closed);
+        assert_eq!(hub.figures(key).counters.snapshot().disconnected(Reason::Closed), 1);
+        assert!(hub.end_rendering(at, &renderer, Duration::ZERO));
+        Ok(())
+    }
+
+    #[test]
     fn a_channel_that_was_forgotten_is_read_back_again() -> Result<()> {
         // The ids are from long ago.
         let hub = Arc::new(Hub::new(Limits { age: u64::MAX, ..Limits::default() }, false));

@@ -47,6 +47,14 @@ impl Hub {
         renderer: &Arc<Client>,
         owner: Attachment,
     ) -> Result<Option<Rendered>> {
+        let mut once: Vec<ChannelKey> = Vec::with_capacity(sources.len());
+        for key in sources {
+            // Given twice, it would remember and count everything twice.
+            if !once.contains(key) {
+                once.push(*key);
+            }
+        }
+        let sources = &once[..];
         let mut state = lock(&self.state);
         // From here on the renderer keeps both of them heard.
         if !state.hears_own() || sources.iter().any(|key| !state.channels[*key].heard) {
