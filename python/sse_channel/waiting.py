@@ -115,15 +115,16 @@ def close_at_exit() -> None:
         return
     # Set before, not after: twice would be harmless, and a lock would be one more for forks.
     _exit_hook_set = True
-    # An executor joins its threads in a hook of the same kind, and the hooks run backwards: ours
-    # must be set after it, or the join would wait for a stream that never ends.
-    import concurrent.futures.thread  # noqa: F401
+    try:
+        # An executor joins its threads in a hook of the same kind, and hooks run backwards: ours
+        # must be set after it, or the join would wait for a stream that never ends.
+        import concurrent.futures.thread  # noqa: F401
 
-    # Not public, but the only moment before non-daemon threads are joined.
-    register = getattr(threading, "_register_atexit", atexit.register)
-    # Refused when the interpreter is at its end already: then there is nothing to arrange.
-    with contextlib.suppress(RuntimeError):
-        register(_close_all)
+        # Not public, but the only moment before non-daemon threads are joined.
+        getattr(threading, "_register_atexit", atexit.register)(_close_all)
+    except RuntimeError:
+        # The interpreter is at its end already, and waits for this thread, which must not wait.
+        _close_all()
 
 
 _after_close: list[tuple[int, Callable[[], object]]] = []

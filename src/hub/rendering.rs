@@ -86,13 +86,14 @@ impl Hub {
         resume: Resume,
         owner: Attachment,
     ) -> Result<Option<Registered>> {
-        let mut discarded = Vec::new();
+        let mut after = Aftermath::default();
         let mut state = lock(&self.state);
         if state.rendering(at).is_none() || !state.hears_own() {
             return Ok(None);
         }
-        let registered = state.register(self, client, &[at.key], resume, owner, &mut discarded);
+        let registered = state.register(self, client, &[at.key], resume, owner, &mut after);
         drop(state);
+        after.settle();
         registered.map(Some)
     }
 
