@@ -25,6 +25,9 @@ _parkings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _sse_channel.Par
 )
 _exit_hook_set = False
 
+#: Seconds after which a loop that was rung is asked whether it is closed.
+_PATIENCE = 0.5
+
 
 async def wait(client: _sse_channel.Client, timeout: float | None) -> None:
     """Return when `client` may have something, is closed, or after `timeout` seconds.
@@ -50,10 +53,14 @@ def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
     if parking is None or parking.foreign:
         _let_go_of_closed_loops()
         parking = _sse_channel.Parking()
+        resume = parking.resume
         try:
-            loop.add_reader(parking.fileno(), parking.resume)
+            loop.add_reader(parking.fileno(), resume)
         except NotImplementedError:
             _ring_from_a_thread(loop, parking)
+        else:
+            # A loop lets go of it at its close: what its tasks were woken for goes on to others.
+            weakref.finalize(resume, parking.close).atexit = False
         _parkings[loop] = parking
     return parking
 
@@ -94,13 +101,16 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
             alive = weak()
             if alive is None:
                 return
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 alive.call_soon_threadsafe(resume)
-            except RuntimeError:  # the loop is closed
-                return
             del alive
-            # A loop that is closed before it got to it is collected, or let go of, later.
-            handled.wait()
+            while not handled.wait(_PATIENCE):
+                # Closed before it got to it.
+                alive = weak()
+                if alive is None or alive.is_closed():
+                    parking.close()
+                    return
+                del alive
 
     threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
 
