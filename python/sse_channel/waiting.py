@@ -95,8 +95,15 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
     def watch() -> None:
         bell = select.poll()
         bell.register(parking.fileno(), select.POLLIN)
+        patience = None
         while True:
-            bell.poll()
+            while not bell.poll(patience):
+                if is_closed():
+                    return
+                if is_running():
+                    patience = None
+            # A loop that stops after it was rung may be closed before its tasks go on.
+            patience = _PATIENCE * 1000
             handled.clear()
             alive = weak()
             if alive is None:
@@ -105,12 +112,19 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
                 alive.call_soon_threadsafe(resume)
             del alive
             while not handled.wait(_PATIENCE):
-                # Closed before it got to it.
-                alive = weak()
-                if alive is None or alive.is_closed():
-                    parking.close()
+                if is_closed():
                     return
-                del alive
+
+    def is_running() -> bool:
+        alive = weak()
+        return alive is not None and alive.is_running()
+
+    def is_closed() -> bool:
+        alive = weak()
+        if alive is not None and not alive.is_closed():
+            return False
+        parking.close()
+        return True
 
     threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
 
