@@ -225,6 +225,12 @@ def test_a_loop_closed_over_waiting_tasks_is_let_go_of(channel, kind):
         gc.collect()
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
+    async def timed():
+        # Begins the timer's thread, which stays.
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=0.01)
+
+    asyncio.run(timed())
     close_over_a_waiting_task()
     before = count()
     loops = [close_over_a_waiting_task() for _ in range(10)]
