@@ -226,6 +226,8 @@ struct State {
     own: SmallVec<[ChannelKey; 2]>,
     /// How often the control channel began to be heard: what was told before is not known.
     control_begun: u64,
+    /// Set at the end of all: why who comes later is ended at once.
+    closed: Option<Reason>,
 }
 
 #[derive(Debug)]
@@ -303,6 +305,7 @@ impl Hub {
             channels: Slab::new(),
             own: SmallVec::new(),
             control_begun: 0,
+            closed: None,
         };
         Hub { state: Mutex::new(state), limits, is_the_bus, figures }
     }
@@ -556,7 +559,8 @@ impl Hub {
 
     /// Registers a client with `channels`: what it missed waits in its queue, then the rest.
     /// `None` when one of them is not heard, or has not read back what the client needs: the bus must do
-    /// that first, again if the channel was let go of and heard anew since.
+    /// that first, again if the channel was let go of and heard anew since. After the `close`, which needs
+    /// no bus, the client is ended at once.
     ///
     /// # Errors
     /// `Closed` for a client that was registered before.
@@ -567,15 +571,17 @@ impl Hub {
         resume: Resume,
         owner: Attachment,
     ) -> Result<Option<Registered>> {
-        let mut discarded = Vec::new();
+        let mut after = Aftermath::default();
         let mut state = lock(&self.state);
         let is_deaf = client.kind() == Kind::Stream && !state.hears_own();
         let is_unready = |channel: &Channel| !channel.heard || channel.is_unread(resume);
-        if is_deaf || channels.iter().any(|key| is_unready(&state.channels[*key])) {
+        let is_early = is_deaf || channels.iter().any(|key| is_unready(&state.channels[*key]));
+        if is_early && state.closed.is_none() {
             return Ok(None);
         }
-        let registered = state.register(self, client, channels, resume, owner, &mut discarded);
+        let registered = state.register(self, client, channels, resume, owner, &mut after);
         drop(state);
+        after.settle();
         registered.map(Some)
     }
 
@@ -682,8 +688,9 @@ impl Hub {
         drop(state);
     }
 
-    /// Ends every client.
+    /// Ends every client, those to come too.
     pub fn close(&self, reason: Reason) {
+        lock(&self.state).closed.get_or_insert(reason);
         self.close_those(|_| true, reason);
     }
 
@@ -937,13 +944,16 @@ impl State {
         channels: &[ChannelKey],
         resume: Resume,
         owner: Attachment,
-        discarded: &mut Vec<Arc<Event>>,
+        after: &mut Aftermath,
     ) -> Result<Registered> {
         for key in channels {
-            self.channels[*key].history.trim(now_ms(), discarded);
+            self.channels[*key].history.trim(now_ms(), &mut after.discarded);
         }
         let (registered, replay) = self.replay(client.kind(), channels, resume);
         self.enter(hub, client, channels, owner, &replay)?;
+        if let Some(reason) = self.closed {
+            self.remove(client, reason, after);
+        }
         Ok(registered)
     }
 
@@ -1430,6 +1440,23 @@ mod tests {
     }
 
     #[test]
+    fn a_rendering_of_a_channel_that_is_named_twice_counts_once() -> Result<()> {
+        let hub = Arc::new(Hub::default());
+        let key = hub.channel("a", 9);
+        let renderer = Arc::new(Client::new(Kind::Renderer, 9, Overflow::DropOldest));
+        let begun = hub.begin_rendering(&[key, key], &renderer, Box::new(()))?;
+        let at = begun.ok_or(Error::Closed)?;
+        let client = Arc::new(Client::new(Kind::Stream, 9, Overflow::Disconnect));
+        hub.register_rendered(&client, at, Resume::Fresh, Box::new(()))?.ok_or(Error::Closed)?;
+        assert_eq!((hub.client_count(key), hub.figures(key).streams), (1, 1));
+        assert_eq!((hub.clients(key).len(), hub.names_of_client(&client).len()), (1, 1));
+        hub.unregister(&client, Reason::Closed);
+        assert_eq!(hub.figures(key).counters.snapshot().disconnected(Reason::Closed), 1);
+        assert!(hub.end_rendering(at, &renderer, Duration::ZERO));
+        Ok(())
+    }
+
+    #[test]
     fn a_channel_that_was_forgotten_is_read_back_again() -> Result<()> {
         // The ids are from long ago.
         let hub = Arc::new(Hub::new(Limits { age: u64::MAX, ..Limits::default() }, false));
@@ -1486,6 +1513,23 @@ mod tests {
             hub.hear(name, EventId::default());
         }
         assert!(hub.control_begun() > first && stream(&hub)?.is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn who_comes_after_the_close_is_ended_at_once() -> Result<()> {
+        // Also where the bus would have to hear the channel first.
+        for hub in [Hub::default(), Hub::new(Limits::default(), false)].map(Arc::new) {
+            let key = hub.channel("a", 9);
+            hub.close(Reason::Exit);
+            for kind in [Kind::Queue, Kind::Stream] {
+                let client = Arc::new(Client::new(kind, 9, Overflow::DropOldest));
+                let registered = hub.register(&client, &[key], Resume::Fresh, Box::new(()))?;
+                assert!(registered.is_some() && client.is_closed());
+            }
+            assert_eq!(hub.client_count(key), 0);
+            assert_eq!(hub.figures(key).counters.snapshot().disconnected(Reason::Exit), 2);
+        }
         Ok(())
     }
 

@@ -60,6 +60,8 @@ pub struct Process {
     retry: AtomicU64,
     /// Set while all streams come to their end.
     farewell: Mutex<Option<Arc<Farewell>>>,
+    /// Why everything has ended, hubs to come too; set before those that are there are looked for.
+    over: OnceLock<Reason>,
 }
 
 /// What all named channels of a process share.
@@ -91,6 +93,7 @@ impl Process {
             admission: Admission::default(),
             retry: AtomicU64::new(0),
             farewell: Mutex::default(),
+            over: OnceLock::new(),
         });
         // The parent's state is left as it is: dropping it would touch its locks.
         std::mem::forget(current.replace(Arc::clone(&process)));
@@ -118,6 +121,7 @@ impl Process {
         }
         *lock(&self.control) = Some(Control::install(&opened.hub, &self.offload));
         Respondent::install(&opened.hub, &opened.bus, &self.offload);
+        self.close_if_over(&opened.hub);
         Ok(named.insert(opened).clone())
     }
 
@@ -139,13 +143,21 @@ impl Process {
 
     /// A hub of its own for a private channel.
     pub fn private_hub(&self) -> Arc<Hub> {
-        let hub = Arc::default();
+        let hub: Arc<Hub> = Arc::default();
         let mut private = lock(&self.private);
         if private.len() == private.capacity() {
             private.retain(|hub| hub.strong_count() > 0);
         }
         private.push(Arc::downgrade(&hub));
+        self.close_if_over(&hub);
         hub
+    }
+
+    /// Of a new hub, under the lock under which it becomes known: the end finds it, or it the end.
+    fn close_if_over(&self, hub: &Hub) {
+        if let Some(reason) = self.over.get() {
+            hub.close(*reason);
+        }
     }
 
     /// The timer, started at the first call.
@@ -224,8 +236,10 @@ impl Process {
         named.into_iter().chain(private.iter().filter_map(WeakHub::upgrade)).collect()
     }
 
-    /// Ends every client of every channel, the bus and the runtime.
+    /// Ends every client of every channel, also those to come, the bus and the runtime.
     pub fn close(&self, reason: Reason) {
+        // The first holds.
+        let _ = self.over.set(reason);
         self.end_streams();
         self.offload.wait_for_end();
         for hub in self.hubs() {

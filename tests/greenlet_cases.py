@@ -463,6 +463,49 @@ def case_a_destroyed_hub_leaves_no_descriptor():
     assert len(os.listdir("/proc/self/fd")) <= before, os.listdir("/proc/self/fd")
 
 
+def case_a_hub_that_is_gone_swallows_no_wake_up():
+    gone_readers = []
+    # Before other hubs are made: see above.
+    gevent.sleep(0)
+
+    def end_over_a_waiting_greenlet(q, destroy):
+        reader = gevent.spawn(q.get)
+        gone_readers.append(reader)
+        gevent.sleep(0.01)
+        if destroy:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    for destroy in (False, True):
+        for late in (False, True):
+            q, ended, go = channel.listen(), [], []
+
+            def work(q=q, destroy=destroy, late=late, ended=ended, go=go):
+                # Frames are gone before the thread is.
+                end_over_a_waiting_greenlet(q, destroy)
+                ended.append(os.readlink("/proc/thread-self"))
+                while late and not go:
+                    real_sleep(0.01)
+
+            start_thread(work, ())
+            while not ended:
+                gevent.sleep(0.01)
+            second = gevent.spawn(q.get, timeout=60)
+            gevent.sleep(0.01)
+            if late:
+                # Woken first, and gone then.
+                channel.publish("x")
+                go.append(1)
+            while os.path.exists(f"/proc/{ended[0]}"):
+                gevent.sleep(0.01)
+            if not late:
+                channel.publish("x")
+            began = time.monotonic()
+            join(second)
+            assert second.value == "x"
+            assert time.monotonic() - began < 20
+            channel.unlisten(q)
+
+
 def in_child(work):
     """Run `work` in a forked child; a descriptor from which the child's "ok" can be read.
 

@@ -225,6 +225,12 @@ def test_a_loop_closed_over_waiting_tasks_is_let_go_of(channel, kind):
         gc.collect()
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
+    async def timed():
+        # Begins the timer's thread, which stays.
+        with pytest.raises(queue.Empty):
+            await q.aget(timeout=0.01)
+
+    asyncio.run(timed())
     close_over_a_waiting_task()
     before = count()
     loops = [close_over_a_waiting_task() for _ in range(10)]
@@ -242,6 +248,51 @@ def test_a_loop_closed_over_waiting_tasks_is_let_go_of(channel, kind):
     while count() > before or sum(loop() is not None for loop in loops):
         assert time.monotonic() < deadline, (before, count(), loops)
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("closed", ["before it is woken", "woken", "resumed"])
+def test_a_loop_closed_over_a_task_that_is_kept_swallows_no_wake_up(channel, kind, closed):
+    q = channel.listen()
+    loop = LOOPS[kind]()
+    # Kept: nobody closes its coroutine, which would pass the wake-up on.
+    task = loop.create_task(q.aget())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    got = []
+    if closed == "before it is woken":
+        loop.close()
+        publish = threading.Timer(0.1, channel.publish, ["x"])
+        publish.start()
+        began = time.monotonic()
+        got.append(q.get(timeout=30))
+        assert time.monotonic() - began < 15
+        publish.join()
+    else:
+        parked = threading.Event()
+
+        async def read():
+            reader = asyncio.create_task(q.aget(timeout=30))
+            await asyncio.sleep(0.01)
+            parked.set()
+            got.append(await asyncio.wait_for(reader, 15))
+
+        other = threading.Thread(target=asyncio.run, args=(read(),))
+        other.start()
+        parked.wait()
+        channel.publish("x")
+        if closed == "resumed":
+            # One turn: its future is resolved, its task would be the next one's.
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        is_done = task.done()
+        assert not is_done or kind == "uvloop"
+        if is_done:
+            # Its turn goes on to what is ready.
+            channel.publish("x")
+        loop.close()
+        other.join()
+    assert got == ["x"]
+    task._log_destroy_pending = False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")

@@ -35,7 +35,7 @@ def held():
     with subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], text=True,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == "held\\n"
-        yield
+        yield holder
         holder.stdin.close()
 
 async def until(condition):
@@ -103,6 +103,27 @@ def test_a_publish_that_takes_too_long_says_who_is_in_the_way(run):
     assert "nothing was sent: within 0.2 s (PUBLISH_TIMEOUT)" in out
     assert "holds the lock" in out
     assert out.endswith("True\n")
+
+
+def test_a_timeout_does_not_wait_for_who_holds_the_interpreter(run):
+    # The first error must not have the thread of all timeouts wait for the GIL: the second would
+    # come when the bus has begun already.
+    out = run("""
+    import ctypes
+    await channel.apublish("first")
+    waiting = []
+    with held() as holder:
+        for timeout in (0.2, 0.5):
+            configure(publish_timeout=timeout)
+            waiting.append(asyncio.ensure_future(channel.apublish("never")))
+            await asyncio.sleep(0)
+        with subprocess.Popen(["sleep", "1.5"], stdout=holder.stdin):
+            holder.stdin.close()
+            ctypes.PyDLL(None).usleep(2_500_000)
+    print(await asyncio.gather(*waiting, return_exceptions=True))
+""")
+    assert out.count("nothing was sent: within 0.2 s") == 1
+    assert out.count("nothing was sent: within 0.5 s") == 1
 
 
 def test_a_stream_that_has_to_wait_for_the_bus_is_opened_by_its_first_step(run):

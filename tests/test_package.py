@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -45,6 +46,31 @@ def test_importing_imports_neither(script):
         "print([name for name in ('django', 'gevent', 'greenlet') if name in sys.modules])"
     )
     assert out == "[]\n"
+
+
+SUBINTERPRETERS = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+run = getattr(interpreters, "exec", None) or interpreters.run_string
+for config in ("legacy", "isolated") if hasattr(interpreters, "new_config") else (None,):
+    other = interpreters.create() if config is None else interpreters.create(config)
+    for name in ("sse_channel", "sse_channel._sse_channel"):
+        run(other, f"try: import {name}\\nexcept ImportError as e: print(e, flush=True)")
+    import sse_channel
+print(sse_channel.SSEChannel().publish("x") > "")
+"""
+
+
+def test_a_subinterpreter_is_refused_before_and_after_the_main_one(script):
+    if all(importlib.util.find_spec(n) is None for n in ("_interpreters", "_xxsubinterpreters")):
+        pytest.skip("neither _interpreters nor _xxsubinterpreters is part of this Python")
+    out = script(SUBINTERPRETERS).splitlines()
+    assert len(out) in (3, 5), out
+    assert out[-1] == "True"
+    assert all("WSGIApplicationGroup %{GLOBAL}" in line for line in out[:-1]), out
 
 
 def test_a_bus_that_is_in_use_cannot_be_changed(script):

@@ -408,3 +408,45 @@ def test_the_interpreters_exit_ends_streams_that_threads_wait_in(script, kind):
     assert out[0] == "leaving"
     # A daemon thread may not get to say it.
     assert out[1:] == ["ended 0"] or (kind == "daemon" and not out[1:])
+
+
+AFTER_EXIT = """
+import asyncio, sys, threading, time
+from sse_channel import ChannelClosed, SSEChannel
+known = SSEChannel("known")
+
+def late():
+    threading.main_thread().join()
+    # The hooks of the end run after that.
+    deadline = time.monotonic() + 30
+    while sys.argv[1] == "used" and not earlier.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for channel in (SSEChannel(), known, SSEChannel("new")):
+        try:
+            channel.listen().get()
+        except ChannelClosed:
+            print("closed", flush=True)
+    chunks = list(known.stream(heartbeat=None))
+    print("ended", len(chunks), len(known.listeners), flush=True)
+
+    async def read():
+        async for _ in await known.alisten():
+            pass
+        print("closed", flush=True)
+
+    asyncio.run(read())
+
+if sys.argv[1] == "used":
+    earlier = known.listen()
+threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("used", ["used", "unused"])
+@pytest.mark.parametrize("bus", ["memory://", "local://"])
+def test_who_listens_after_the_exits_close_waits_for_nothing(script, used, bus, tmp_path):
+    where = f"{bus}{tmp_path}/bus" if bus == "local://" else bus
+    out = script(AFTER_EXIT, used, SSE_CHANNEL_BUS=where).splitlines()
+    assert out[:3] == ["closed"] * 3, out
+    assert re.fullmatch("ended [0-9] 0", out[3]), out
+    assert out[4:] == ["closed"]

@@ -12,6 +12,8 @@ Importing starts nothing: no thread, no descriptor, neither Django nor gevent.
 
 from typing import TYPE_CHECKING, NoReturn
 
+# First: nothing of the extension is to be loaded where it is refused.
+from . import interpreter  # noqa: F401
 from ._sse_channel import BusError, ChannelClosed, __version__
 from .channel import SSEChannel, sse_channel, stats
 from .clients import ClientInfo, on_client

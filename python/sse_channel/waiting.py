@@ -25,6 +25,9 @@ _parkings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _sse_channel.Par
 )
 _exit_hook_set = False
 
+#: Seconds after which a loop that was rung is asked whether it is closed.
+_PATIENCE = 0.5
+
 
 async def wait(client: _sse_channel.Client, timeout: float | None) -> None:
     """Return when `client` may have something, is closed, or after `timeout` seconds.
@@ -50,10 +53,14 @@ def _parking_of(loop: asyncio.AbstractEventLoop) -> _sse_channel.Parking:
     if parking is None or parking.foreign:
         _let_go_of_closed_loops()
         parking = _sse_channel.Parking()
+        resume = parking.resume
         try:
-            loop.add_reader(parking.fileno(), parking.resume)
+            loop.add_reader(parking.fileno(), resume)
         except NotImplementedError:
             _ring_from_a_thread(loop, parking)
+        else:
+            # A loop lets go of it at its close: what its tasks were woken for goes on to others.
+            weakref.finalize(resume, parking.close).atexit = False
         _parkings[loop] = parking
     return parking
 
@@ -88,19 +95,36 @@ def _ring_from_a_thread(loop: asyncio.AbstractEventLoop, parking: _sse_channel.P
     def watch() -> None:
         bell = select.poll()
         bell.register(parking.fileno(), select.POLLIN)
+        patience = None
         while True:
-            bell.poll()
+            while not bell.poll(patience):
+                if is_closed():
+                    return
+                if is_running():
+                    patience = None
+            # A loop that stops after it was rung may be closed before its tasks go on.
+            patience = _PATIENCE * 1000
             handled.clear()
             alive = weak()
             if alive is None:
                 return
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 alive.call_soon_threadsafe(resume)
-            except RuntimeError:  # the loop is closed
-                return
             del alive
-            # A loop that is closed before it got to it is collected, or let go of, later.
-            handled.wait()
+            while not handled.wait(_PATIENCE):
+                if is_closed():
+                    return
+
+    def is_running() -> bool:
+        alive = weak()
+        return alive is not None and alive.is_running()
+
+    def is_closed() -> bool:
+        alive = weak()
+        if alive is not None and not alive.is_closed():
+            return False
+        parking.close()
+        return True
 
     threading.Thread(target=watch, name="sse-channel-loop", daemon=True).start()
 
@@ -115,15 +139,16 @@ def close_at_exit() -> None:
         return
     # Set before, not after: twice would be harmless, and a lock would be one more for forks.
     _exit_hook_set = True
-    # An executor joins its threads in a hook of the same kind, and the hooks run backwards: ours
-    # must be set after it, or the join would wait for a stream that never ends.
-    import concurrent.futures.thread  # noqa: F401
+    try:
+        # An executor joins its threads in a hook of the same kind, and hooks run backwards: ours
+        # must be set after it, or the join would wait for a stream that never ends.
+        import concurrent.futures.thread  # noqa: F401
 
-    # Not public, but the only moment before non-daemon threads are joined.
-    register = getattr(threading, "_register_atexit", atexit.register)
-    # Refused when the interpreter is at its end already: then there is nothing to arrange.
-    with contextlib.suppress(RuntimeError):
-        register(_close_all)
+        # Not public, but the only moment before non-daemon threads are joined.
+        getattr(threading, "_register_atexit", atexit.register)(_close_all)
+    except RuntimeError:
+        # The interpreter is at its end already, and waits for this thread, which must not wait.
+        _close_all()
 
 
 _after_close: list[tuple[int, Callable[[], object]]] = []

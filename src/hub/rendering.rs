@@ -47,6 +47,14 @@ impl Hub {
         renderer: &Arc<Client>,
         owner: Attachment,
     ) -> Result<Option<Rendered>> {
+        let mut once: Vec<ChannelKey> = Vec::with_capacity(sources.len());
+        for key in sources {
+            // Given twice, it would remember and count everything twice.
+            if !once.contains(key) {
+                once.push(*key);
+            }
+        }
+        let sources = &once[..];
         let mut state = lock(&self.state);
         // From here on the renderer keeps both of them heard.
         if !state.hears_own() || sources.iter().any(|key| !state.channels[*key].heard) {
@@ -78,13 +86,14 @@ impl Hub {
         resume: Resume,
         owner: Attachment,
     ) -> Result<Option<Registered>> {
-        let mut discarded = Vec::new();
+        let mut after = Aftermath::default();
         let mut state = lock(&self.state);
         if state.rendering(at).is_none() || !state.hears_own() {
             return Ok(None);
         }
-        let registered = state.register(self, client, &[at.key], resume, owner, &mut discarded);
+        let registered = state.register(self, client, &[at.key], resume, owner, &mut after);
         drop(state);
+        after.settle();
         registered.map(Some)
     }
 

@@ -62,8 +62,8 @@ pub enum Phase {
     Live(u64),
     /// It is written to its end, and then no more.
     Ending,
-    /// It was written to its end: the peer is given the time to read it.
-    Lingering,
+    /// It was written to its end: the peer is given the time to read it, until this moment of its shard.
+    Lingering(u64),
 }
 
 /// A piece that waits.
@@ -178,10 +178,15 @@ impl Connection {
         Backlogged { since: self.behind_since(), frames, bytes: Some(bytes - self.sent) }
     }
 
-    /// Drops what waits, but for the rest of what is sent in part. Gives whether there was any.
+    /// Drops what waits, but for the rest of what is sent in part, and the head of the response: without
+    /// it the end would be none. Gives whether there was any.
     pub fn cut(&mut self) -> bool {
         let dropped = self.backlog.split_off(usize::from(self.sent > 0));
         let is_any = !dropped.is_empty();
+        let head = dropped.front().and_then(|first| first.piece.head_alone(self.form));
+        if let Some(head) = head {
+            self.push(Arc::new(head));
+        }
         for Waiting { piece, is_live } in dropped {
             if is_live {
                 self.frames -= piece.frames() as usize;

@@ -49,6 +49,8 @@ impl Form {
 #[derive(Debug)]
 pub struct Piece {
     bytes: Vec<u8>,
+    /// Bytes of a response's head in front.
+    head: usize,
     frames: u32,
     /// The sum of its text, where it is compressed.
     part: Part,
@@ -81,6 +83,12 @@ impl Piece {
         Piece::behind(head, form, begin, text)
     }
 
+    /// What is left of a connection's first piece without its text; `None` for any other piece.
+    pub fn head_alone(&self, form: Form) -> Option<Piece> {
+        let head = self.bytes.get(..self.head).filter(|head| !head.is_empty())?;
+        Some(Piece::first(head, form, b""))
+    }
+
     /// What ends the body of a connection, whose text so far has this sum, with a `last` text. One piece:
     /// who is cut off within it has been told, and is not told again.
     pub fn end(form: Form, mut sum: Sum, last: &[u8]) -> Piece {
@@ -94,7 +102,7 @@ impl Piece {
             Framing::Chunked => b"0\r\n\r\n",
             Framing::UntilClose => b"",
         });
-        Piece { bytes, frames: 0, part: Part::default(), tallies: SmallVec::new() }
+        Piece { bytes, head: 0, frames: 0, part: Part::default(), tallies: SmallVec::new() }
     }
 
     /// `text` with `begin` before it in the body, and the body after `head`.
@@ -106,7 +114,7 @@ impl Piece {
         bytes.extend_from_slice(head);
         put(&mut bytes, form.framing, size, [begin, body]);
         let part = blocks.map_or_else(Part::default, |blocks| *blocks.part());
-        Piece { bytes, frames: 0, part, tallies: SmallVec::new() }
+        Piece { bytes, head: head.len(), frames: 0, part, tallies: SmallVec::new() }
     }
 
     /// Pieces of `events`, in their order. Those that are to be compressed are, if nobody did it yet.
@@ -136,7 +144,8 @@ impl Piece {
     fn of_run(form: Form, run: &[&Event], size: usize) -> Piece {
         let mut bytes = Vec::with_capacity(size + 24);
         put(&mut bytes, form.framing, size, run.iter().map(|event| event.coded(form.coding)));
-        let mut piece = Piece { bytes, frames: 0, part: Part::default(), tallies: SmallVec::new() };
+        let part = Part::default();
+        let mut piece = Piece { bytes, head: 0, frames: 0, part, tallies: SmallVec::new() };
         for event in run {
             piece.frames += 1;
             if form.coding == Coding::Gzip {

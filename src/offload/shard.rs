@@ -192,9 +192,11 @@ type GroupName = SmallVec<[ChannelNumber; 1]>;
 /// The thread's own state.
 #[derive(Debug)]
 pub struct Shard {
+    // Before the bell and the poll: fields are dropped in this order, and a number that is closed
+    // and still marked may be another's already, which a forked child would close.
+    _inherited: [Inherited; 2],
     inbox: Arc<Inbox>,
     poll: Poll,
-    _inherited: [Inherited; 2],
     connections: Slab<Connection>,
     groups: Slab<Group>,
     group_of: HashMap<GroupName, usize>,
@@ -227,9 +229,9 @@ impl Shard {
         poll.registry().register(&mut SourceFd(&bell), BELL, Interest::READABLE)?;
         let inherited = [Inherited::new(poll.as_raw_fd()), Inherited::new(bell)];
         Ok(Shard {
+            _inherited: inherited,
             inbox,
             poll,
-            _inherited: inherited,
             connections: Slab::new(),
             groups: Slab::new(),
             group_of: HashMap::new(),
@@ -518,7 +520,7 @@ impl Shard {
     fn end_after_what_waits(&mut self, place: usize) {
         let now = self.now();
         let Some(connection) = self.connections.get_mut(place) else { return };
-        if matches!(connection.phase, Phase::Ending | Phase::Lingering) {
+        if matches!(connection.phase, Phase::Ending | Phase::Lingering(_)) {
             return;
         }
         connection.phase = Phase::Ending;
@@ -545,7 +547,7 @@ impl Shard {
     fn look_at(&mut self, place: usize, is_writable: bool) {
         let Some(connection) = self.connections.get_mut(place) else { return };
         if let Some(reason) = connection.read_away(&mut self.scratch) {
-            let is_over = connection.phase == Phase::Lingering;
+            let is_over = matches!(connection.phase, Phase::Lingering(_));
             self.remove(place, if is_over { self.ending(place) } else { reason });
         } else if is_writable {
             self.go_on(place);
@@ -569,7 +571,7 @@ impl Shard {
             }
         }
         match connection.phase {
-            Phase::Live(_) | Phase::Lingering => {}
+            Phase::Live(_) | Phase::Lingering(_) => {}
             Phase::Behind { .. } if connection.is_queued => {}
             Phase::Behind { .. } => {
                 connection.is_queued = true;
@@ -577,9 +579,10 @@ impl Shard {
             }
             Phase::Ending => {
                 connection.finish();
-                connection.phase = Phase::Lingering;
+                let until = now + LINGER;
+                connection.phase = Phase::Lingering(until);
                 let number = connection.number;
-                self.schedule(now + LINGER, place, number);
+                self.schedule(until, place, number);
             }
         }
     }
@@ -636,8 +639,11 @@ impl Shard {
             if connection.number != number {
                 continue;
             }
-            if connection.phase == Phase::Lingering {
-                self.remove(place, self.ending(place));
+            if let Phase::Lingering(until) = connection.phase {
+                // Earlier, it is a look that was due before the end.
+                if at + TICK > until {
+                    self.remove(place, self.ending(place));
+                }
                 continue;
             }
             if !connection.is_idle() {
@@ -769,6 +775,7 @@ mod tests {
     use rustix::net::{SendFlags, send};
     use socket2::SockRef;
 
+    use crate::coding::Sum;
     use crate::event::{Draft, Format};
     use crate::frame::{Body, Fields};
     use crate::hub::{ChannelKey, Hub, Resume};
@@ -794,13 +801,23 @@ mod tests {
 
         /// The client's end of a connection with little room.
         fn connect(&self, heartbeat: Option<Duration>) -> Result<UnixStream> {
+            let (own, theirs) = UnixStream::pair()?;
+            self.hand_over(&theirs, Form::ALL[0], heartbeat)?;
+            own.set_nonblocking(true)?;
+            Ok(own)
+        }
+
+        fn hand_over(
+            &self,
+            theirs: &UnixStream,
+            form: Form,
+            heartbeat: Option<Duration>,
+        ) -> Result<()> {
             let client = Arc::new(Client::new(Kind::Stream, 10, Overflow::Disconnect));
             let registered =
                 self.hub.register(&client, &[self.key], Resume::Fresh, Box::new(()))?;
             let cursor = registered.map(|registered| registered.cursor).unwrap_or_default();
-            let (own, theirs) = UnixStream::pair()?;
-            own.set_nonblocking(true)?;
-            SockRef::from(&theirs).set_send_buffer_size(1)?;
+            SockRef::from(theirs).set_send_buffer_size(1)?;
             let taken = self.offload.take(Handover {
                 hub: &self.hub,
                 bus: None,
@@ -809,15 +826,21 @@ mod tests {
                 fd: theirs.as_raw_fd(),
                 instead: None,
                 head: b"head\r\n\r\n",
-                body: b"",
-                form: Form::ALL[0],
+                body: b"retry: 1\n\n",
+                form,
                 backlog: Backlog { frames: 10, bytes: 1 << 20, overflow: Overflow::Disconnect },
                 heartbeat,
                 slot: None,
                 threads: 1,
             })?;
             assert!(taken);
-            Ok(own)
+            Ok(())
+        }
+
+        fn revoke(&mut self) {
+            let revoked = self.hub.revoke(Some("a"), None).map(Arc::new);
+            revoked.iter().for_each(|revoked| self.offload.revoke(revoked));
+            self.turn();
         }
 
         fn publish(&self, size: usize) -> Result<()> {
@@ -838,16 +861,20 @@ mod tests {
         }
 
         /// All that comes to a client that reads.
-        fn read(&mut self, mut client: &UnixStream) -> Result<String> {
+        fn read(&mut self, client: &UnixStream) -> Result<String> {
+            Ok(String::from_utf8_lossy(&self.read_bytes(client)?).into_owned())
+        }
+
+        fn read_bytes(&mut self, mut client: &UnixStream) -> Result<Vec<u8>> {
             let mut got = Vec::new();
             loop {
                 let before = got.len();
                 match client.read_to_end(&mut got) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    ended => return Ok(ended.map(|_| String::from_utf8_lossy(&got).into_owned())?),
+                    ended => return Ok(ended.map(|_| got)?),
                 }
                 if got.len() == before {
-                    return Ok(String::from_utf8_lossy(&got).into_owned());
+                    return Ok(got);
                 }
                 self.turn();
             }
@@ -901,12 +928,57 @@ mod tests {
         driven.turn();
         driven.offload.end(&Arc::new(Farewell::new(1000, 1)));
         driven.turn();
-        let revoked = driven.hub.revoke(Some("a"), None).map(Arc::new);
-        revoked.iter().for_each(|revoked| driven.offload.revoke(revoked));
-        driven.turn();
+        driven.revoke();
         let text = driven.read(&client)?;
         assert!(text.ends_with("\r\n0\r\n\r\n"), "{:?}", text.get(text.len() - 50..));
         assert!(!text.contains("data: x\n"), "what waited is not sent");
+        Ok(())
+    }
+
+    #[test]
+    fn who_is_revoked_before_the_head_was_written_gets_a_response_and_its_end() -> Result<()> {
+        for form in Form::ALL {
+            let mut driven = Driven::new()?;
+            let (own, theirs) = UnixStream::pair()?;
+            own.set_nonblocking(true)?;
+            // What the server sent before has not left yet: there is no room for the head.
+            SockRef::from(&theirs).set_send_buffer_size(1)?;
+            while send(&theirs, b"x", SendFlags::DONTWAIT).is_ok() {}
+            driven.hand_over(&theirs, form, None)?;
+            drop(theirs);
+            driven.publish(1)?;
+            driven.turn();
+            driven.revoke();
+            let mut got = driven.read_bytes(&own)?;
+            got.retain(|byte| *byte != b'x');
+            let head = b"head\r\n\r\n";
+            assert!(got.starts_with(head), "{form:?}: {:?}", String::from_utf8_lossy(&got));
+            let first = Piece::first(head, form, b"");
+            let end = Piece::end(form, Sum::default(), b"");
+            assert_eq!(got, [first.bytes(), end.bytes()].concat(), "no text, and whole");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_peer_has_its_time_to_read_the_end_whatever_was_due_before() -> Result<()> {
+        let mut driven = Driven::new()?;
+        let client = driven.connect(None)?;
+        driven.turn();
+        // The first look at it is due between 7.5 and 15 seconds.
+        while driven.shard.due.peek().is_some_and(|Reverse((at, ..))| driven.shard.now() < at - 100)
+        {
+            driven.shard.pass(Duration::from_millis(100));
+        }
+        driven.turn();
+        driven.revoke();
+        driven.shard.pass(Duration::from_millis(200));
+        driven.turn();
+        assert_eq!(driven.offload.connections(), 1, "it has had 200 ms of its 500");
+        driven.shard.pass(Duration::from_millis(400));
+        driven.turn();
+        assert_eq!(driven.offload.connections(), 0);
+        drop(client);
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::{IntoPyObjectExt, intern};
 use pyo3_async_runtimes::TaskLocals;
 use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};
 use tokio::runtime::Handle;
@@ -95,6 +95,20 @@ impl ContextExt for OwnRuntime {
     }
 }
 
+/// What became of an operation. An error's class is looked up by the thread that gives it to the loop, and
+/// has the interpreter: the one that waits on sockets must never wait for that.
+struct Outcome<T>(Result<T>);
+
+impl<'py, T: IntoPyObject<'py>> IntoPyObject<'py> for Outcome<T> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0?.into_bound_py_any(py)
+    }
+}
+
 /// An awaitable for the bus's answer; cancelled, it withdraws what the bus has not begun.
 pub fn awaitable<'py, T>(
     py: Python<'py>,
@@ -109,8 +123,8 @@ where
     // Asked for here, where its failure can be raised.
     Process::current().runtime()?;
     let withdrawal = Withdrawal(Arc::clone(&ticket));
-    let awaitable = generic::future_into_py::<OwnRuntime, _, T>(py, async move {
-        Ok(answer_of(&*bus, ticket, timeout).await.map(convert)?)
+    let awaitable = generic::future_into_py::<OwnRuntime, _, Outcome<T>>(py, async move {
+        Ok(Outcome(answer_of(&*bus, ticket, timeout).await.map(convert)))
     })?;
     awaitable.call_method1(intern!(py, "add_done_callback"), (withdrawal,))?;
     Ok(awaitable)

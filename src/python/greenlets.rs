@@ -142,8 +142,23 @@ impl<'py> Greenlet<'py> {
         Parking::bind(&parking, &self.hub)?;
         let hub = PyWeakrefReference::new(&self.hub)?;
         let here = gevent(py)?.map(|gevent| gevent.thread_local.bind(py));
-        here.map_or(Ok(()), |here| here.setattr(intern!(py, "parking"), (hub, &parking)))?;
+        if let Some(here) = here {
+            here.setattr(intern!(py, "parking"), (hub, &parking))?;
+            let end = HubsEnd(parking.clone().unbind());
+            here.setattr(intern!(py, "hubs_end"), Bound::new(py, end)?)?;
+        }
         Ok(parking)
+    }
+}
+
+/// Kept by a thread for its hub: dropped at the end of the thread, or when that has another hub. The
+/// greenlets that wait keep the parking itself, and nobody tells of a hub's end.
+#[pyclass(frozen, module = "sse_channel._sse_channel")]
+struct HubsEnd(Py<Parking>);
+
+impl Drop for HubsEnd {
+    fn drop(&mut self) {
+        self.0.get().pass_on();
     }
 }
 

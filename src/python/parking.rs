@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use std::os::fd::AsRawFd;
@@ -14,7 +14,7 @@ use slab::Slab;
 
 use crate::python::greenlets;
 use crate::sync::lock;
-use crate::wake::{Token, Wakeups};
+use crate::wake::{Park, Token, Wakeups};
 use crate::{descriptors, process};
 
 /// A turn of the loop resumes waiters for this long; the rest comes in the next, after the loop's
@@ -29,6 +29,8 @@ const CLOCK_EVERY: u64 = 32;
 pub struct Parking {
     wakeups: Arc<Wakeups>,
     born: u64,
+    /// Known before a forked child is told that it is one: the ends of its parent's threads come first.
+    process: u32,
     /// Who waits, by token, and whose turn it is. Taken for an insert or a removal, never while a
     /// waiter runs.
     waiting: Mutex<Waiting>,
@@ -38,22 +40,37 @@ pub struct Parking {
     watching: AtomicBool,
 }
 
+/// One that waits.
+struct Slot {
+    version: u32,
+    /// A greenlet or a future.
+    waiter: Py<PyAny>,
+    /// What it waits for.
+    on: Weak<dyn Park>,
+}
+
 #[derive(Default)]
 struct Waiting {
-    slots: Slab<(u32, Py<PyAny>)>,
+    slots: Slab<Slot>,
     version: u32,
+    /// Whose futures were resolved in the last turn: their tasks go on before the next.
+    resolved: Vec<(Token, Weak<dyn Park>)>,
     /// Tokens that this turn of the loop resumes still.
     turn: VecDeque<Token>,
     turn_ends: Option<Instant>,
 }
 
 impl Waiting {
-    fn remove(&mut self, token: Token) -> Option<Py<PyAny>> {
+    fn remove(&mut self, token: Token) -> Option<Slot> {
         let index = (token & u64::from(u32::MAX)) as usize;
         let version = (token >> 32) as u32;
-        let known = self.slots.get(index).is_some_and(|slot| slot.0 == version);
-        known.then(|| self.slots.remove(index).1)
+        let known = self.slots.get(index).is_some_and(|slot| slot.version == version);
+        known.then(|| self.slots.remove(index))
     }
+}
+
+fn token_of(index: usize, version: u32) -> Token {
+    (u64::from(version) << 32) | index as u64
 }
 
 /// What a parking of greenlets holds of gevent.
@@ -75,21 +92,25 @@ impl Parking {
     }
 
     /// Keeps a waiter (a greenlet or a future) under a token that no other waiter has meanwhile.
-    pub fn add(&self, waiter: Py<PyAny>) -> Token {
+    pub fn add(&self, waiter: Py<PyAny>, on: Weak<dyn Park>) -> Token {
         let mut waiting = lock(&self.waiting);
         waiting.version = waiting.version.wrapping_add(1);
         let version = waiting.version;
-        let index = waiting.slots.insert((version, waiter));
-        (u64::from(version) << 32) | index as u64
+        let index = waiting.slots.insert(Slot { version, waiter, on });
+        token_of(index, version)
     }
 
     /// Forgets a waiter; `None` if it was resumed or forgotten before.
     pub fn remove(&self, token: Token) -> Option<Py<PyAny>> {
-        lock(&self.waiting).remove(token)
+        Some(lock(&self.waiting).remove(token)?.waiter)
     }
 
     /// The next waiter of this turn, taken out: who gets it must resume it.
     pub fn next_in_turn(&self) -> Option<Py<PyAny>> {
+        self.next(false)
+    }
+
+    fn next(&self, is_future: bool) -> Option<Py<PyAny>> {
         let mut waiting = lock(&self.waiting);
         if self.resumed.load(Relaxed).is_multiple_of(CLOCK_EVERY)
             && waiting.turn_ends.is_some_and(|end| end <= Instant::now())
@@ -97,9 +118,12 @@ impl Parking {
             return None;
         }
         while let Some(token) = waiting.turn.pop_front() {
-            if let Some(waiter) = waiting.remove(token) {
+            if let Some(slot) = waiting.remove(token) {
                 self.resumed.fetch_add(1, Relaxed);
-                return Some(waiter);
+                if is_future {
+                    waiting.resolved.push((token, slot.on));
+                }
+                return Some(slot.waiter);
             }
         }
         None
@@ -131,7 +155,30 @@ impl Parking {
             gevent.watcher.call_method0(py, intern!(py, "close"))?;
         }
         let waiting = std::mem::take(&mut *lock(&self.waiting));
-        Ok(waiting.slots.into_iter().map(|(_, (_, waiter))| waiter).collect())
+        Ok(waiting.slots.into_iter().map(|(_, slot)| slot.waiter).collect())
+    }
+
+    /// Its loop or hub runs no more: what its waiters were woken for goes on to the next that wait, and
+    /// they are woken no more. Needs no interpreter.
+    pub fn pass_on(&self) {
+        if self.is_foreign() || self.process != std::process::id() {
+            // Its clients are the parent's, with locks that a lost thread may hold.
+            return;
+        }
+        // First: who is woken after the look is not one of these.
+        self.wakeups.close();
+        let mut those = Vec::new();
+        {
+            let mut waiting = lock(&self.waiting);
+            those.append(&mut waiting.resolved);
+            let slots = waiting.slots.iter();
+            those.extend(slots.map(|(at, its)| (token_of(at, its.version), Weak::clone(&its.on))));
+        }
+        for (token, on) in those {
+            if let Some(on) = on.upgrade() {
+                on.unpark(token, &self.wakeups);
+            }
+        }
     }
 
     /// Has gevent's loop watch the bell while somebody waits, and only then. A started watcher
@@ -166,6 +213,7 @@ impl Parking {
         Ok(Parking {
             wakeups: Arc::new(Wakeups::new()?),
             born: process::generation(),
+            process: std::process::id(),
             waiting: Mutex::default(),
             resumed: AtomicU64::new(0),
             gevent: Mutex::new(None),
@@ -205,11 +253,12 @@ impl Parking {
         let hub = if is_of_greenlets { greenlets::hub(py)? } else { None };
         {
             let mut waiting = lock(&self.waiting);
+            waiting.resolved.clear();
             waiting.turn.extend(self.wakeups.take());
             waiting.turn_ends = Some(Instant::now() + TURN);
         }
         let mut failure = Ok(());
-        while let Some(waiter) = self.next_in_turn() {
+        while let Some(waiter) = self.next(hub.is_none()) {
             let resumed = match &hub {
                 Some(hub) => greenlets::resume(waiter.bind(py), hub),
                 None => resolve(waiter.bind(py)),
@@ -231,7 +280,7 @@ impl Parking {
 
     /// Lets go of the waiters: their loop is closed, and will never resume them.
     fn close(&self) {
-        self.wakeups.close();
+        self.pass_on();
         let waiting = std::mem::take(&mut *lock(&self.waiting));
         drop(waiting);
     }
@@ -244,8 +293,8 @@ impl Parking {
             visit.call(&gevent.resume)?;
         }
         if let Ok(waiting) = self.waiting.try_lock() {
-            for (_, (_, waiter)) in &waiting.slots {
-                visit.call(waiter)?;
+            for (_, slot) in &waiting.slots {
+                visit.call(&slot.waiter)?;
             }
         }
         Ok(())
@@ -259,7 +308,7 @@ impl Parking {
 
 impl Drop for Parking {
     fn drop(&mut self) {
-        self.wakeups.close();
+        self.pass_on();
     }
 }
 

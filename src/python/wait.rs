@@ -23,7 +23,8 @@ pub fn park<T: Park + 'static>(
     waiter: Py<PyAny>,
     deadline: Option<Instant>,
 ) -> PyResult<Option<Token>> {
-    let token = parking.add(waiter);
+    let weak: Weak<T> = Arc::downgrade(on);
+    let token = parking.add(waiter, weak);
     let wakeups = Arc::clone(parking.wakeups());
     match on.park(Waiter { wakeups, token, deadline }) {
         Parked::Ready => {

@@ -52,10 +52,10 @@ pub struct Bell {
     must_mend: AtomicBool,
     /// Held for a look or a change.
     watch: Mutex<Watch>,
+    // Before the descriptors, the nudge's too: fields are dropped in this order.
+    _closed_in_children: [Option<Inherited>; 3],
     /// Wakes its own thread, whether that watches the socket or not.
     nudge: Wakeups,
-    // Before the descriptors: fields are dropped in this order.
-    _closed_in_children: [Option<Inherited>; 3],
     socket: UnixDatagram,
     /// Tells that something in the directory was deleted; `None` where it cannot be watched.
     deletions: Option<OwnedFd>,
