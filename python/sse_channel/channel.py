@@ -306,16 +306,18 @@ class SSEChannel:
                 (which keeps the event name of its source), an `Event`, or None for nothing. It is
                 called once for each event and `key`, however many clients there are, in a thread
                 of the process (a greenlet under gevent); in the order of the events, and for what
-                a client missed, too, if nobody in this process has rendered that yet. It may be
-                asynchronous on asyncio. When it raises, the error is logged and counted, and the
+                a client missed, too, if nobody in this process has rendered that yet. It knows
+                nothing of the request, and may be asynchronous, on asyncio and in threads that
+                gevent has not patched. When it raises, the error is logged and counted, and the
                 clients get an ``event: stream-error`` in the event's place.
             key: which clients share what `render` makes: those that open a stream of the same
                 channels with an equal `key` and the same function. Of a partial, a closure or a
                 method, which may differ from client to client, it must be given.
 
         Raises:
-            TypeError: a `last_event_id` that is no `str`; a `render` that cannot be called, a
-                `key` that cannot be hashed, or one without a `render`.
+            TypeError: a `last_event_id` that is no `str`; a `render` that cannot be called, or is
+                asynchronous where it cannot be; a `key` that cannot be hashed, or one without a
+                `render`.
             ValueError: a partial, a closure or a method as `render` without a `key`.
             TypeError, ValueError: an `initial` message (not a callable) that `publish` would
                 refuse.
