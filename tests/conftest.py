@@ -87,6 +87,13 @@ def until() -> Callable[[Callable[[], object]], None]:
 
 
 @pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory for buses: the path of pytest's own may be too long for the sockets in them."""
+    with tempfile.TemporaryDirectory(prefix="sse-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
 def script(tmp_path: Path) -> Callable[..., str]:
     """Run Python code in a process of its own, below `command`; its output, after a clean exit."""
 

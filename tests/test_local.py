@@ -960,7 +960,7 @@ def test_a_damaged_store_is_replaced_for_its_readers_too(process, directory, unt
     until(is_well, PATIENCE)
 
 
-def test_a_process_that_was_idle_reads_back_again_what_it_has_forgotten(script, tmp_path):
+def test_a_process_that_was_idle_reads_back_again_what_it_has_forgotten(script, short_path):
     """What it read back before is forgotten with the last client, some seconds after it."""
     script(
         """
@@ -986,5 +986,5 @@ while channel.stats()["history"]["events"]:
 channel.publish("third")
 assert missed().endswith(b"data: third\\n\\n")
 """,
-        str(tmp_path / "bus"),
+        str(short_path / "bus"),
     )

@@ -444,8 +444,8 @@ threading.Thread(target=late).start()
 
 @pytest.mark.parametrize("used", ["used", "unused"])
 @pytest.mark.parametrize("bus", ["memory://", "local://"])
-def test_who_listens_after_the_exits_close_waits_for_nothing(script, used, bus, tmp_path):
-    where = f"{bus}{tmp_path}/bus" if bus == "local://" else bus
+def test_who_listens_after_the_exits_close_waits_for_nothing(script, used, bus, short_path):
+    where = f"{bus}{short_path}/bus" if bus == "local://" else bus
     out = script(AFTER_EXIT, used, SSE_CHANNEL_BUS=where).splitlines()
     assert out[:3] == ["closed"] * 3, out
     assert re.fullmatch("ended [0-9] 0", out[3]), out

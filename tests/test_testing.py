@@ -506,7 +506,7 @@ def retry():
 """
 
 
-def test_overridden_settings_take_effect_and_are_taken_back(script, tmp_path):
+def test_overridden_settings_take_effect_and_are_taken_back(script, short_path):
     script(
         OVERRIDES
         + f"""
@@ -516,11 +516,11 @@ assert retry() == "5"
 with override_settings(SSE_CHANNEL={{"BUS": "memory://", "RETRY": 7}}):
     assert retry() == "7"
     assert not q.closed, "the bus is the same"
-with override_settings(SSE_CHANNEL={{"BUS": "local://{tmp_path}/bus"}}):
+with override_settings(SSE_CHANNEL={{"BUS": "local://{short_path}/bus"}}):
     assert q.closed
     assert retry() == "3000"
     channel.publish("y")
-    assert stats()["bus"]["url"] == "local://{tmp_path}/bus"
+    assert stats()["bus"]["url"] == "local://{short_path}/bus"
 assert retry() == "5"
 assert stats()["bus"]["url"] == "memory://"
 assert channel.stats()["history"]["events"] == 0
@@ -577,8 +577,8 @@ def test_a_function_that_gives_a_coroutine_is_refused_by_a_memory_bus():
         gives()
 
 
-def test_a_memory_bus_and_overridden_settings_in_either_order(script, tmp_path):
-    other = f"local://{tmp_path}/bus"
+def test_a_memory_bus_and_overridden_settings_in_either_order(script, short_path):
+    other = f"local://{short_path}/bus"
     script(
         OVERRIDES
         + f"""
