@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import pickle
 import re
 
 import pytest
@@ -452,3 +454,21 @@ print(len(kept))
         SSE_CHANNEL_BUS="redis://127.0.0.1:1/0",
     )
     assert out == "6\n"
+
+
+def test_a_request_with_a_stream_is_closed_copied_and_pickled_as_ever(name):
+    request = RequestFactory().get("/")
+    closed = []
+    request.close = lambda: closed.append(True)
+    responses = [EventStreamResponse(request, name) for _ in range(2)]
+    copied = copy.copy(request)
+    request.close()
+    assert closed == [True]
+    assert [response._stream.closed for response in responses] == [True, True]
+    copied.close()
+    plain = RequestFactory().get("/")
+    response = EventStreamResponse(plain, name)
+    pickle.loads(pickle.dumps(vars(plain)["close"]))()
+    assert not response._stream.closed
+    plain.close()
+    assert response._stream.closed

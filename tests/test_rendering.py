@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import types
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -869,14 +870,23 @@ def test_what_one_render_activates_is_not_there_for_the_next(channel):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("how", ["here", "in a thread", "on a loop", "on the loop of the view"])
+@pytest.mark.parametrize(
+    "how", ["here", "in a thread", "on a loop", "on the loop of the view", "three deep"]
+)
 def test_a_render_may_open_a_stream_of_what_another_has_missed(channel, name, how):
-    other = SSEChannel(f"{name}-other")
-    cursor = other.publish(0)
+    other, third = SSEChannel(f"{name}-other"), SSEChannel(f"{name}-third")
+    cursor, cursor_of_third = other.publish(0), third.publish(0)
     other.publish("missed")
+    third.publish("missed")
+
+    def of_third(message):
+        with third.stream(render=str, last_event_id=cursor_of_third) as stream:
+            return read(stream, b"missed") and message
+
+    render_other = of_third if how == "three deep" else str
 
     def opens(message):
-        with other.stream(render=str, last_event_id=cursor) as stream:
+        with other.stream(render=render_other, key=1, last_event_id=cursor) as stream:
             return read(stream, b"missed").decode()
 
     async def opens_in_a_thread(message):
@@ -884,7 +894,7 @@ def test_a_render_may_open_a_stream_of_what_another_has_missed(channel, name, ho
 
     async def aopens(message):
         given = b""
-        with other.stream(render=str, last_event_id=cursor) as stream:
+        with other.stream(render=render_other, key=1, last_event_id=cursor) as stream:
             while not given.endswith(b"missed\n\n"):
                 given += await anext(stream)
         return given.decode()
@@ -899,7 +909,7 @@ def test_a_render_may_open_a_stream_of_what_another_has_missed(channel, name, ho
     if how == "on the loop of the view":
         asyncio.run(view())
         return
-    render = {"here": opens, "in a thread": opens_in_a_thread, "on a loop": aopens}[how]
+    render = {"here": opens, "in a thread": opens_in_a_thread}.get(how, aopens)
     with ThreadPoolExecutor(1) as pool, channel.stream(render=render, key=1) as stream:
         next(stream)
         channel.publish("x")
@@ -937,19 +947,111 @@ print(ended)
     assert out == "[True]\n"
 
 
-def test_what_ends_a_thread_that_renders_does_not_end_the_loop_that_waits_for_it(channel):
-    def render(message):
+def test_what_ends_a_thread_that_renders_does_not_end_the_loop_that_waits_for_it(script):
+    out = script(
+        """
+import asyncio, logging, threading
+from sse_channel import SSEChannel, configure
+
+configure(bus="memory://", render_threads=1)
+logging.disable()
+channel = SSEChannel("a")
+threads = []
+
+def render(message):
+    threads.append(threading.current_thread())
+    if len(threads) == 1:
         raise SystemExit(message)
+    return message
+
+async def opened(key):
+    with channel.stream(render=render, key=key, last_event_id=cursor) as stream:
+        given = await anext(stream)
+        while b"data" not in given:
+            given += await anext(stream)
+        return given
+
+async def main():
+    global cursor
+    cursor = await channel.apublish(0)
+    await channel.apublish("missed")
+    try:
+        await opened(1)
+    except RuntimeError as error:
+        print(error)
+    threads[0].join()
+    print((await opened(2)).split(b"\\n")[-3].decode())
+
+asyncio.run(main())
+"""
+    )
+    assert out == "the thread that rendered was ended: SystemExit('missed')\ndata: missed\n"
+
+
+def test_a_stream_that_is_closed_while_what_it_missed_is_rendered_ends_at_once(channel):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(message):
+        begun.set()
+        assert go_on.wait(60)
+        return message
 
     async def main():
         cursor = await channel.apublish(0)
         await channel.apublish("missed")
-        ended = pytest.raises(RuntimeError, match=r"thread that rendered was ended.*missed")
-        with channel.stream(render=render, key=1, last_event_id=cursor) as stream, ended:
-            await anext(stream)
-        return "went on"
+        try:
+            for ends in ("closed", "cancelled"):
+                begun.clear()
+                stream = channel.stream(render=slow, key=ends, last_event_id=cursor)
+                opening = asyncio.ensure_future(anext(stream))
+                assert await asyncio.to_thread(begun.wait, 60)
+                if ends == "closed":
+                    stream.close()
+                    with pytest.raises(StopAsyncIteration):
+                        await asyncio.wait_for(opening, 30)
+                else:
+                    opening.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await asyncio.wait_for(opening, 30)
+                    assert stream.closed
+        finally:
+            go_on.set()
 
-    assert asyncio.run(main()) == "went on"
+    asyncio.run(main())
+    until_(lambda: not rendering._desk()._jobs, "the end of what was begun for them")
+    assert len(channel.listeners) == 0
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_thread_that_has_nothing_to_do_holds_no_loop(channel):
+    async def main():
+        cursor = await channel.apublish(0)
+        await channel.apublish("missed")
+        with channel.stream(render=str, last_event_id=cursor) as stream:
+            await anext(stream)
+
+    with channel.stream(render=plain) as other:
+        next(other)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        loop = weakref.ref(loop)
+        until_(lambda: gc.collect() >= 0 and loop() is None, "the end of the loop")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_render_that_would_wait_for_itself_is_told(channel, caplog):
+    def render(message):
+        with channel.stream(render=render, key=1, last_event_id=cursor) as stream:
+            return read(stream, b"missed").decode()
+
+    cursor = channel.publish("missed")
+    channel.publish("missed")
+    with ThreadPoolExecutor(1) as pool, channel.stream(render=render, key=1) as stream:
+        next(stream)
+        channel.publish("x")
+        assert b"stream-error" in pool.submit(next, stream).result(60)
+    assert "would wait for itself" in caplog.text
 
 
 def test_what_is_put_off_by_one_that_is_ready_meanwhile_is_done(channel, monkeypatch):

@@ -199,7 +199,7 @@ def test_a_right_that_is_taken_away_while_the_stream_is_opened_is_asked_for_agai
     ],
 )
 @pytest.mark.parametrize("logged_in", ["by session", "by token"])
-@pytest.mark.parametrize("asks", ["user", "auser"])
+@pytest.mark.parametrize("asks", ["user", "auser", "property"])
 def test_it_is_asked_again_with_the_user_and_the_session_of_then(
     script, lost, status, logged_in, asks
 ):
@@ -207,7 +207,7 @@ def test_it_is_asked_again_with_the_user_and_the_session_of_then(
         status = 200
     out = script(
         """
-import sys
+import functools, sys
 import django
 from django.conf import settings
 settings.configure(
@@ -226,6 +226,8 @@ from django.test import RequestFactory
 from sse_channel import SSEChannel, disconnect
 from sse_channel.django import EventStreamView, everybody
 
+User.may = functools.cached_property(lambda user: user.has_perm("auth.view_user"))
+User.may.__set_name__(User, "may")
 call_command("migrate", verbosity=0)
 lost, logged_in, asks = sys.argv[1:]
 user = User.objects.create(username="reader")
@@ -252,9 +254,11 @@ class View(EventStreamView):
     def permission(self, request, channel):
         assert request is self.request
         asked.append(request)
-        its = request.user if asks == "user" else async_to_sync(user_of)(request)
+        its = async_to_sync(user_of)(request) if asks == "auser" else request.user
         # What a middleware put beside it, of a second factor for one.
         may = its.has_perm("auth.view_user") and (asks == "auser" or its.is_verified())
+        if asks == "property":
+            may = getattr(its, "may", False)
         if len(asked) == 1:
             revoke(request.session.session_key)
         return may

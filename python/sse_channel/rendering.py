@@ -143,8 +143,16 @@ class Renderer:
                     if waits:
                         rendering.desk.do(functools.partial(rendering.catch_up, last_event_id))
                     else:
-                        yield from rendering.catch_up(last_event_id)
-                reason = rendering.register(stream, last_event_id, retry)
+                        for busy in rendering.catch_up(last_event_id):
+                            yield busy
+                            if stream.closed:
+                                return None
+                try:
+                    reason = rendering.register(stream, last_event_id, retry)
+                except _sse_channel.ChannelClosed:
+                    if stream.closed:
+                        return None
+                    raise
                 if reason is not False:
                     return reason
             # It came to its end between the two, or it is one that the bus let go of.
@@ -192,6 +200,7 @@ class Rendering(_sse_channel.Rendering):
         "_later",
         "_lock",
         "_loop",
+        "_owner",
         "_render",
         "desk",
         "identity",
@@ -204,6 +213,8 @@ class Rendering(_sse_channel.Rendering):
         self._loop = renderer.loop
         # Of the events of one rendering, one is rendered at a time.
         self._lock = threading.Lock()
+        # `threading.get_ident` of who has it.
+        self._owner: int | None = None
         # What has come while a thread had the lock.
         self._later: deque[_Work] = deque()
         # One for each client for which it catches up.
@@ -215,6 +226,7 @@ class Rendering(_sse_channel.Rendering):
         if not self._lock.acquire(blocking=False):
             self.put_off(self)
             return
+        self._owner = threading.get_ident()
         try:
             for _ in range(_TURN):
                 # Not one that has just begun, whose first client is about to come.
@@ -258,6 +270,7 @@ class Rendering(_sse_channel.Rendering):
         while True:
             while not self._lock.acquire(blocking=False):
                 yield self
+            self._owner = threading.get_ident()
             try:
                 if not self.lacks(last_event_id):
                     return
@@ -281,7 +294,16 @@ class Rendering(_sse_channel.Rendering):
             yield self
 
     def wait(self) -> None:
-        """Wait until no thread is at it."""
+        """Wait until no thread is at it.
+
+        Raises:
+            RuntimeError: this thread is.
+        """
+        if self._owner == threading.get_ident():
+            raise RuntimeError(
+                f"render={self._render!r} opens a stream that it must render itself, of the same "
+                "channels and key, and would wait for itself"
+            )
         self._lock.acquire()
         self._release()
 
@@ -293,6 +315,7 @@ class Rendering(_sse_channel.Rendering):
             self._release()
 
     def _release(self) -> None:
+        self._owner = None
         self._lock.release()
         while self._later:
             # Another thread may take the last one meanwhile.
@@ -449,17 +472,23 @@ class _Job:
             busy.put_off(self)
             return
         self.finish(error)
+        if error is not None and not isinstance(error, Exception):
+            # The end of this thread or greenlet.
+            raise error
 
     def finish(self, error: BaseException | None) -> None:
         """Tell who waits for it, once."""
-        if not self._desk.forget_job(self):
-            return
-        told = error if isinstance(error, Exception) else None
-        if error is not told:
-            # Not the end of the thread, greenlet or loop that waits.
-            told = RuntimeError(f"the thread that rendered was ended: {error!r}")
-            told.__cause__ = error
-        self._tell(told)
+        if self._desk.forget_job(self):
+            self._tell(_to_tell(error))
+
+
+def _to_tell(error: BaseException | None) -> Exception | None:
+    """An error as it is told to who waits: not the end of its thread, greenlet or loop."""
+    if error is None or isinstance(error, Exception):
+        return error
+    told = RuntimeError(f"the thread that rendered was ended: {error!r}")
+    told.__cause__ = error
+    return told
 
 
 def _all_at_once(steps: Iterator[Rendering]) -> None:
@@ -571,14 +600,20 @@ class _Desk:
             return done
 
         def here() -> None:
-            error: Exception | None = None
+            error: BaseException | None = None
+            surroundings = _Surroundings(self._queue)
+            surroundings.enter()
             try:
                 _all_at_once(steps)
-            except Exception as raised:
+            except BaseException as raised:
                 error = raised
-            tell(error)
+            finally:
+                surroundings.leave()
+            tell(_to_tell(error))
 
-        threading.Thread(target=here, name="sse-channel-open", daemon=True).start()
+        # In this context: what it renders may do the same.
+        work = functools.partial(contextvars.copy_context().run, here)
+        threading.Thread(target=work, name="sse-channel-open", daemon=True).start()
         return done
 
     def do(self, steps: Callable[[], Iterator[Rendering]]) -> None:
@@ -639,7 +674,7 @@ class _Desk:
         try:
             while True:
                 try:
-                    rendering = self._queue.get(timeout=wait)
+                    work = self._queue.get(timeout=wait)
                 except _sse_channel.ChannelClosed:
                     return
                 except Empty:
@@ -655,13 +690,15 @@ class _Desk:
                 try:
                     surroundings.enter()
                 except BaseException:
-                    self.give(rendering)
+                    self.give(work)
                     raise
                 try:
-                    rendering.run()
+                    work.run()
                 except Exception:
                     # It is not to end the thread that others are rendered by.
                     _logger.exception("a rendering failed; its clients may miss an event")
+                # Not held while it waits for the next: it has a loop, or a stream.
+                del work
                 if self.errors != errors:
                     # It may have been the database.
                     surroundings.leave()

@@ -175,7 +175,7 @@ def open_stream(
             # To render what was missed would hold up the loop as well.
             steps = registering(renderer) if renderer is not None and last_event_id else None
             if pending is not None or steps is not None:
-                stream._set_opener(_Opener(pending, register, steps))
+                stream._set_opener(_Opener(weak, pending, register, steps))
                 return stream
         register()
     except BaseException:
@@ -194,14 +194,16 @@ def _look_at(pending: asyncio.Future[None]) -> None:
 class _Opener:
     """Opens a stream at its first step, when the bus has prepared it."""
 
-    __slots__ = ("pending", "register", "steps")
+    __slots__ = ("pending", "register", "steps", "stream")
 
     def __init__(
         self,
+        stream: weakref.ref[EventStream],
         pending: asyncio.Future[None] | None,
         register: Callable[[], None],
         steps: Iterator[Rendering] | None,
     ) -> None:
+        self.stream = stream
         self.pending = pending
         self.register = register
         # In place of `register`, when that takes its time.
@@ -215,10 +217,20 @@ class _Opener:
         """Open it on the loop."""
         if self.pending is not None:
             await self.pending
-        if self.steps is not None:
-            await on_threads(self.steps)
-        else:
+        stream = self.stream()
+        if self.steps is None or stream is None:
             self.register()
+            return
+        done = on_threads(self.steps)
+        # It may be closed meanwhile, by the stop of the server for one.
+        closed = asyncio.ensure_future(wait(stream, None))
+        try:
+            await asyncio.wait([done, closed], return_when=asyncio.FIRST_COMPLETED)
+            if done.done() or not stream.closed:
+                await done
+        finally:
+            closed.cancel()
+            done.cancel()
 
 
 def _first_payload(initial: Any) -> Callable[[bool], bytes | Awaitable[bytes]]:

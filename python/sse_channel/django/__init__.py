@@ -82,10 +82,6 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-#: Where a request keeps which streams were opened for it.
-_OPENED = "_sse_channel_opened"
-
-
 class EventStreamResponse(StreamingHttpResponse):
     """A stream of what is published to `channels`, from the moment it is made.
 
@@ -340,29 +336,43 @@ class _AsyncContent:
             self._stream.close()
 
 
-def _end_with_the_answer(request: HttpRequest, stream: EventStream) -> None:
-    """End `stream` when the answer to its request is over, be that an error or another's.
+class _Closing:
+    """In place of a request's `close`: it ends the streams that were opened for the request, too.
 
-    Django closes the request with whatever it has answered.
+    Django closes the request with whatever it answers, an error for one. Copies of the request
+    share it; a pickled one has no streams.
     """
-    attributes = vars(request)
-    opened: list[weakref.ref[EventStream]] | None = attributes.get(_OPENED)
-    if opened is None:
-        attributes[_OPENED] = opened = []
+
+    def __init__(
+        self, request: HttpRequest | None = None, before: Callable[[], object] | None = None
+    ) -> None:
         # Not in a circle, which would keep the request until garbage is collected.
-        its = weakref.ref(request)
+        self._request = None if request is None else weakref.ref(request)
+        self._before = before
+        self.opened: list[weakref.ref[EventStream]] = []
 
-        def close() -> None:
-            closed = its()
-            if closed is not None:
-                type(closed).close(closed)
-            for each in opened:
-                left = each()
-                if left is not None:
-                    left.close()
+    def __call__(self) -> None:
+        request = None if self._request is None else self._request()
+        if self._before is not None:
+            self._before()
+        elif request is not None:
+            type(request).close(request)
+        for each in self.opened:
+            stream = each()
+            if stream is not None:
+                stream.close()
 
-        attributes["close"] = close
-    opened.append(weakref.ref(stream))
+    def __reduce__(self) -> tuple[type[_Closing], tuple[()]]:
+        return _Closing, ()
+
+
+def _end_with_the_answer(request: HttpRequest, stream: EventStream) -> None:
+    """End `stream` when the answer to its request is over, be that an error or another's."""
+    attributes = vars(request)
+    closing = attributes.get("close")
+    if not isinstance(closing, _Closing):
+        attributes["close"] = closing = _Closing(request, closing)
+    closing.opened.append(weakref.ref(stream))
 
 
 def last_event_id_of(request: HttpRequest) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
+import inspect
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -13,12 +15,14 @@ from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.cache import patch_vary_headers
-from django.utils.functional import LazyObject, empty
+from django.utils.functional import LazyObject, cached_property, empty
 
 from ..config import options
 from ..control import user_key
 
 __all__ = ["address_of", "allow_origin", "as_it_is_now", "user_of"]
+
+_CACHED = (functools.cached_property, cached_property)
 
 
 def user_of(request: HttpRequest) -> str | None:
@@ -93,7 +97,9 @@ def _read_again(user: Any, now: HttpRequest, logged_in: str | None) -> Any:
             return theirs
     again = copy.copy(user)
     for name in list(vars(again)):
-        if name.endswith("_perm_cache"):
+        # What it once was asked, by backends and by properties of the project.
+        kept = inspect.getattr_static(type(again), name, None)
+        if name.endswith("_perm_cache") or isinstance(kept, _CACHED):
             del vars(again)[name]
     again.refresh_from_db()
     return again
