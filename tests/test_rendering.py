@@ -833,6 +833,7 @@ def test_what_is_published_faster_than_rendered_holds_up_no_client_and_no_other(
         return str(message)
 
     cursor = channel.publish(0)
+    channel.publish(0)
     with ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
         stack.callback(stop.set)
         live = stack.enter_context(channel.stream(render=hot, key=1))
@@ -979,7 +980,8 @@ async def main():
         await opened(1)
     except RuntimeError as error:
         print(error)
-    threads[0].join()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
     print((await opened(2)).split(b"\\n")[-3].decode())
 
 asyncio.run(main())
