@@ -1277,6 +1277,11 @@ mod tests {
         let (client, _) = join(&hub, &[key], 1, Resume::After(start))?;
         hub.publish(key, draft("live"))?;
         assert_eq!(texts(&client), ["0", "1", "2", "3", "4", "live"]);
+        // Its room is again what it was when all of that is taken.
+        for n in 0..3 {
+            hub.publish(key, draft(&n.to_string()))?;
+        }
+        assert_eq!((texts(&client), client.dropped()), (vec!["0".to_owned()], 1));
         Ok(())
     }
 

@@ -85,7 +85,7 @@ pub struct Client {
     kind: Kind,
     overflow: Overflow,
     capacity: usize,
-    /// `capacity` plus what was replayed at registration: a resumed backlog is no overflow.
+    /// `capacity` plus what of the replay at registration still waits: a resumed backlog is no overflow.
     limit: AtomicUsize,
     /// Events in the channel; raised before a send, lowered after a receive.
     depth: AtomicUsize,
@@ -225,9 +225,14 @@ impl Client {
             counters.bytes().fetch_add(bytes as u64, Relaxed);
         }
         // What it missed waited for the client and not the client for it.
-        if let Some(id) = event.id.filter(|id| self.replayed.get().is_none_or(|last| id > last)) {
+        if let Some(id) = event.id.filter(|_| !self.is_replayed(event)) {
             counters.count_delay(now.saturating_sub(id.ms), 1);
         }
+    }
+
+    /// Whether it missed the event and was given it at its registration.
+    fn is_replayed(&self, event: &Event) -> bool {
+        self.replayed.get().is_some_and(|last| event.id.is_some_and(|id| id <= *last))
     }
 
     /// Whether it takes no more events.
@@ -298,6 +303,10 @@ impl Client {
 
     fn taken(&self, event: Arc<Event>) -> Taken {
         self.depth.fetch_sub(1, Release);
+        // After the depth: the other way round there would seem to be no room meanwhile.
+        if self.limit.load(Relaxed) > self.capacity && self.is_replayed(&event) {
+            self.limit.fetch_sub(1, Relaxed);
+        }
         Taken::Event(event)
     }
 

@@ -68,6 +68,7 @@ def user_key(user: object) -> str:
     """Name a user: by the primary key of a model, or by anything else's text.
 
     Raises:
+        TypeError: something nested so deep that it has no text.
         ValueError: a model without a primary key: deleted, not saved, or that of nobody who is
             logged in.
     """
@@ -77,4 +78,9 @@ def user_key(user: object) -> str:
             f"{user!r} has no primary key: deleted, not saved, or not logged in; give a user that "
             "is saved, or the key, taken before delete() or logout(): key = user.pk"
         )
-    return str(key)
+    try:
+        return str(key)
+    except RecursionError:
+        raise TypeError(
+            f"user must be a user of Django, or its key, not a {type(user).__name__} nested so deep"
+        ) from None
