@@ -415,7 +415,10 @@ class Pulse:
         # A machine that is suspended may stop the one clock, and not the other.
         clocks = (time.monotonic, time.time)
         before = [clock() for clock in clocks]
-        while not self._ended.wait(self.EVERY):
+        has_ended = False
+        while not has_ended:
+            # Also of the last time: the end may be what comes next after a standstill.
+            has_ended = self._ended.wait(self.EVERY)
             now = [clock() for clock in clocks]
             took = max(later - one for one, later in zip(before, now, strict=True))
             self.longest = max(self.longest, took - self.EVERY)

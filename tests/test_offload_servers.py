@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -78,9 +79,12 @@ def kinds(server: Server) -> dict[str, int]:
 
 def library_threads(server: Server) -> list[str]:
     """The names of the threads that the library has begun; a server's own pool may grow."""
-    tasks = Path(f"/proc/{server.worker.pid}/task").glob("*/comm")
-    names = sorted(task.read_text().strip() for task in tasks)
-    return [name for name in names if name.startswith("sse-channel")]
+    names = []
+    for task in Path(f"/proc/{server.worker.pid}/task").glob("*/comm"):
+        # One may end before it is read.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names.append(task.read_text().strip())
+    return sorted(name for name in names if name.startswith("sse-channel"))
 
 
 def raw(server: Server, request: bytes) -> socket.socket:
