@@ -579,7 +579,7 @@ def one_bus(kind: str) -> Iterator[tuple[SharedBus, RedisServer | None]]:
         redis = RedisServer(Path(directory) / "redis", config="appendfsync everysec\n")
         on.callback(redis.close)
         redis.start()
-        yield SharedBus(redis.url()), redis
+        yield SharedBus(redis.bus_url()), redis
 
 
 def soak(run: Run, given: argparse.Namespace, program: Path, *, say: Callable[[str], None]) -> None:

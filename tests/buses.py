@@ -36,4 +36,4 @@ def bus_of(kind: str) -> Iterator[SharedBus]:
 
         with contextlib.closing(server):
             server.start()
-            yield SharedBus(server.url(), kill)
+            yield SharedBus(server.bus_url(), kill)

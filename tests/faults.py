@@ -35,7 +35,7 @@ import psutil
 from delivery import Publishers, Submitter, Tally, tally
 from parts import preloaded, small_file_system
 from ports import HOST
-from redis_server import RedisServer
+from redis_server import RedisServer, with_own_prefix
 from servers import (
     WORKERS_KINDS,
     Follower,
@@ -87,7 +87,7 @@ class Redis:
     def __init__(self, directory: Path) -> None:
         self.server = RedisServer(directory / "redis")
         self.server.start()
-        self.url = self.server.url()
+        self.url = self.server.bus_url()
 
     def close(self) -> None:
         self.server.close()
@@ -102,7 +102,7 @@ class RedisPair:
         self._primary = self._new()
         self._replica = self._new()
         self._relay = Relay(self)
-        self.url = f"redis://{HOST}:{self._relay.port}/0"
+        self.url = with_own_prefix(f"redis://{HOST}:{self._relay.port}/0")
         self._replicate()
 
     @property

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import secrets
 import shutil
 import signal
 import socket
@@ -39,6 +40,13 @@ class RedisServer:
 
     def url(self, *, user: str = "", path: str = "/0") -> str:
         return f"redis://{user}{HOST}:{self.port}{path}"
+
+    def bus_url(self) -> str:
+        """That of a bus that was never before.
+
+        A host keeps by the address what those that departed have counted, and ports come again.
+        """
+        return with_own_prefix(self.url())
 
     def start(self) -> None:
         path = self.directory / "redis.conf"
@@ -80,6 +88,11 @@ class RedisServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def with_own_prefix(url: str) -> str:
+    """The URL of a bus that nobody else has, on the Redis of `url`."""
+    return f"{url}?prefix={secrets.token_hex(8)}:"
 
 
 class RespError(Exception):

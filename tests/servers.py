@@ -180,12 +180,12 @@ class Server:
             self.stop()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers and has all its workers."""
         assert self._process is None
-        command = [part.format(port=self.port) for part in _COMMANDS[self.kind]]
+        command = [part.format(port=self.port) for part in _COMMANDS[self.kind]] + self.arguments
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command, *self.arguments],
+                [sys.executable, *command],
                 cwd=EXAMPLE,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -195,6 +195,10 @@ class Server:
             )
         try:
             until(self._answers, f"{self.kind} answers", within=STARTS_WITHIN)
+            if self.kind.startswith("gunicorn"):
+                # The first of them answers before the last is forked.
+                count = int(command[len(command) - command[::-1].index("--workers")])
+                until(lambda: len(self.workers) == count, "all workers", within=STARTS_WITHIN)
         except BaseException:
             self.kill()
             raise

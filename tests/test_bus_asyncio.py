@@ -26,7 +26,7 @@ def directory() -> Iterator[Path]:
 
 
 BEGIN = """
-import asyncio, contextlib, subprocess, sys
+import asyncio, contextlib, subprocess, sys, time
 from sse_channel import BusError, SSEChannel, configure, stats
 
 @contextlib.contextmanager
@@ -178,6 +178,41 @@ print("over")
         SSE_CHANNEL_BUS=f"local://{directory}",
     )
     assert out == "over\n"
+
+
+def test_an_answer_that_comes_when_its_loop_is_closed_is_dropped(script, directory):
+    """A stream never iterated waits in no task, so that nothing cancels it at the loop's end."""
+    out = script(
+        BEGIN
+        + """
+async def main():
+    channel.publish("before")
+    hold.enter_context(held())
+    pending.extend([channel.stream(), channel.stream()])
+
+class Loop(asyncio.SelectorEventLoop):
+    def call_soon_threadsafe(self, *arguments, **options):
+        try:
+            return super().call_soon_threadsafe(*arguments, **options)
+        except RuntimeError:
+            refused.append(time.monotonic())
+            raise
+
+pending, refused, hold = [], [], contextlib.ExitStack()
+loop = Loop()
+loop.run_until_complete(main())
+loop.close()
+hold.close()
+# A moment more, for what might be printed.
+while len(refused) < 2 or time.monotonic() < refused[-1] + 0.2:
+    time.sleep(0.01)
+print(asyncio.run(channel.apublish("after")) is not None)
+""",
+        HOLD,
+        str(directory / "lock"),
+        SSE_CHANNEL_BUS=f"local://{directory}",
+    )
+    assert out == "True\n"
 
 
 def test_a_stream_that_is_closed_while_it_opens_ends(run):

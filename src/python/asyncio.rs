@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 use pyo3_async_runtimes::TaskLocals;
 use pyo3_async_runtimes::generic::{self, ContextExt, JoinError, Runtime};
@@ -123,11 +124,41 @@ where
     // Asked for here, where its failure can be raised.
     Process::current().runtime()?;
     let withdrawal = Withdrawal(Arc::clone(&ticket));
-    let awaitable = generic::future_into_py::<OwnRuntime, _, Outcome<T>>(py, async move {
-        Ok(Outcome(answer_of(&*bus, ticket, timeout).await.map(convert)))
-    })?;
+    let event_loop = Bound::new(py, Loop(pyo3_async_runtimes::get_running_loop(py)?.unbind()))?;
+    let answer = async move { Ok(Outcome(answer_of(&*bus, ticket, timeout).await.map(convert))) };
+    let awaitable = generic::future_into_py_with_locals::<OwnRuntime, _, Outcome<T>>(
+        py,
+        TaskLocals::new(event_loop.into_any()),
+        answer,
+    )?;
     awaitable.call_method1(intern!(py, "add_done_callback"), (withdrawal,))?;
     Ok(awaitable)
+}
+
+/// The loop of an awaitable, as the library uses it. One that is closed takes no answer: nobody is
+/// left who could want it, and the library would print that it cannot be given.
+#[pyclass(frozen, module = "sse_channel._sse_channel")]
+struct Loop(Py<PyAny>);
+
+#[pymethods]
+impl Loop {
+    fn create_future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.bind(py).call_method0(intern!(py, "create_future"))
+    }
+
+    #[pyo3(signature = (*args, **options))]
+    fn call_soon_threadsafe<'py>(
+        &self,
+        args: &Bound<'py, PyTuple>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<()> {
+        let py = args.py();
+        let event_loop = self.0.bind(py);
+        match event_loop.call_method(intern!(py, "call_soon_threadsafe"), args, options) {
+            Err(_) if event_loop.call_method0(intern!(py, "is_closed"))?.is_truthy()? => Ok(()),
+            called => called.map(drop),
+        }
+    }
 }
 
 /// Called when an awaitable is done: one that was cancelled is withdrawn before its task goes on,

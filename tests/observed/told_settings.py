@@ -10,7 +10,9 @@ from .settings import *  # noqa: F403
 
 def tell(client: ClientInfo, **_: Any) -> None:
     what = "connected" if client.connected else "disconnected"
-    print("TOLD", what, client.address, *client.channels, client.reason, flush=True)
+    # One text, so that it is one write: unbuffered, each argument would be one.
+    line = f"TOLD {what} {client.address} {' '.join(client.channels)} {client.reason}\n"
+    print(line, end="", flush=True)
 
 
 for signal in (client_connected, client_disconnected):
