@@ -375,25 +375,27 @@ def test_a_compressor_among_the_middleware_is_no_trap(name, middleware):
     response.close()
 
 
-def test_uvicorn_tells_once_that_its_application_is_not_wrapped(tmp_path):
-    arguments = ("observed.plain_asgi:application",)
-    with Server("uvicorn-plain", tmp_path, arguments=arguments) as server:
-        with open_streams(server, "/news/events/", 2):
-            pass
-        assert told(server) == ["W004"]
-        assert "The ASGI application is not wrapped by sse_channel.asgi.offload" in server.output()
-
-
-def test_uvicorn_tells_once_what_stands_before_the_wrapper(tmp_path):
-    arguments = ("observed.behind_asgi:application",)
-    with Server("uvicorn-plain", tmp_path, arguments=arguments) as server:
-        with open_streams(server, "/news/events/", 2):
-            pass
-        assert told(server) == ["W004"]
-        assert (
+@pytest.mark.parametrize(
+    ("application", "says"),
+    [
+        (
+            "observed.plain_asgi:application",
+            "The ASGI application is not wrapped by sse_channel.asgi.offload",
+        ),
+        (
+            "observed.behind_asgi:application",
             "observed.behind_asgi.application.<locals>.passed_on stands between the server and "
-            "sse_channel.asgi.offload" in server.output()
-        )
+            "sse_channel.asgi.offload",
+        ),
+    ],
+    ids=["nothing", "before"],
+)
+def test_uvicorn_tells_once_what_keeps_its_streams_with_python(tmp_path, application, says):
+    with Server("uvicorn-plain", tmp_path, arguments=(application,)) as server:
+        with open_streams(server, "/news/events/", 2):
+            pass
+        assert told(server) == ["W004"]
+        assert says in server.output()
 
 
 @pytest.mark.parametrize("kind", ["uvicorn-asyncio-h11", "uvicorn-uvloop-httptools"])
