@@ -366,7 +366,7 @@ impl Hub {
         let mut after = Aftermath::default();
         let mut begun = Instant::now();
         for Arrival { channel, id, body, format } in arrivals {
-            {
+            let is_control = {
                 let mut state = lock(&self.state);
                 state.clock.observe(id);
                 let Some(key) = state.names.get(&channel).copied() else { continue };
@@ -377,9 +377,11 @@ impl Hub {
                 let has_message = body.has_data();
                 let draft = Draft { body: Some(body), format, has_message, decoded: None };
                 state.accept(key, id, draft, now_ms(), &mut after);
-            }
-            // Woken together, the readers of a burst find all of it; but nobody waits for long.
-            if begun.elapsed() > BATCH {
+                state.own.first() == Some(&key)
+            };
+            // Woken together, the readers of a burst find all of it; but nobody waits for long. What
+            // the control channel tells is done before what follows: that is not for everybody.
+            if is_control || begun.elapsed() > BATCH {
                 std::mem::take(&mut after).settle();
                 begun = Instant::now();
             }
@@ -1519,6 +1521,44 @@ mod tests {
         }
         assert!(hub.control_begun() > first && stream(&hub)?.is_some());
         Ok(())
+    }
+
+    /// Notes how many events of the other outlet were there when it was rung.
+    #[derive(Debug, Default)]
+    struct Witness {
+        put: Mutex<usize>,
+        other: Option<Arc<Witness>>,
+        seen: Mutex<Vec<usize>>,
+    }
+
+    impl Outlet for Witness {
+        fn put(&self, _: Passed) {
+            *lock(&self.put) += 1;
+        }
+
+        fn ring(&self) {
+            lock(&self.seen).extend(self.other.iter().map(|other| *lock(&other.put)));
+        }
+    }
+
+    #[test]
+    fn what_control_tells_is_done_before_what_follows_in_the_same_burst() {
+        let hub = Hub::new(Limits::default(), false);
+        let others = Arc::new(Witness::default());
+        let control = Arc::new(Witness { other: Some(Arc::clone(&others)), ..Witness::default() });
+        hub.add_own("control", 100, &(Arc::clone(&control) as _));
+        hub.add_own("a", 100, &(others as _));
+        for name in ["a", "control"] {
+            hub.hear(name, EventId::default());
+        }
+        let burst = ["a", "control", "a", "a", "control"].into_iter().zip(1..);
+        hub.deliver(burst.filter_map(|(channel, ms)| {
+            let fields = Fields { data: Some("text"), ..Fields::default() };
+            let body = Body::encode(&fields, 1 << 20).ok()?;
+            let id = EventId { ms, ..EventId::default() };
+            Some(Arrival { channel: channel.into(), id, body, format: Format::Text })
+        }));
+        assert_eq!(*lock(&control.seen), [1, 3]);
     }
 
     #[test]

@@ -23,11 +23,12 @@ from typing import Any
 
 import psutil
 
-from sse_channel import BusError, SSEChannel, stats
+from sse_channel import BusError, SSEChannel, disconnect, stats
 from sse_channel.queue import ClientQueue
 
 queues: dict[str, ClientQueue] = {}
 streams: dict[str, Any] = {}
+followed: dict[str, list[str]] = {}
 # What each publisher did: the message, its id or its error.
 published: list[tuple[str, str | None, str | None]] = []
 publishers: list[threading.Thread] = []
@@ -112,6 +113,29 @@ def open_stream(name: str, last_event_id: str | None = None) -> str:
 
 def read_stream(name: str) -> str:
     return next(streams[name]).decode()
+
+
+def follow_stream(name: str) -> None:
+    """Read a stream in a thread from now on."""
+    stream = SSEChannel(name).stream(heartbeat=None)
+    next(stream)
+    followed[name] = []
+
+    def read() -> None:
+        followed[name].extend(chunk.decode() for chunk in stream)
+        followed[name].append("end")
+
+    threading.Thread(target=read, daemon=True).start()
+
+
+def followed_so_far(name: str) -> list[str]:
+    return followed[name]
+
+
+def disconnect_and_publish(name: str, message: Any) -> None:
+    """End all streams of a channel, and publish to it."""
+    disconnect(channel=name)
+    SSEChannel(name).publish(message)
 
 
 def start_publishing(name: str, tag: str, count: int, pause: float, threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -278,6 +279,24 @@ def test_a_publish_that_is_given_twice_lands_once(redis, worker, name):
     assert listener("got", name) == []
     check_each_once_in_order(published, messages)
     assert publisher("bus")["reconnects"] >= 1
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["burst", "cut"])
+def test_who_is_disconnected_gets_nothing_that_is_published_later(redis, worker, until, cut):
+    """Also where its process hears of both at once: in a burst, or when it is connected again."""
+    held, other = worker(), worker(**PATIENT)
+    for number in range(20):
+        name = f"news-{number}"
+        held("follow_stream", name)
+        os.kill(held.pid, signal.SIGSTOP)
+        try:
+            other("disconnect_and_publish", name, "for others")
+            if cut:
+                redis.call("CLIENT", "KILL", "SKIPME", "yes")
+        finally:
+            os.kill(held.pid, signal.SIGCONT)
+        until(lambda name=name: held("followed_so_far", name)[-1:] == ["end"])
+        assert held("followed_so_far", name) == ["end"]
 
 
 def test_connections_that_are_cut_all_the_time_lose_and_double_nothing(redis, worker, name):

@@ -24,6 +24,7 @@ use crate::bus::redis::script::Producer;
 use crate::bus::redis::target::Keys;
 use crate::bus::redis::trouble::Trouble;
 use crate::bus::redis::{Prepare, Shared, Waiting};
+use crate::control;
 use crate::error::Error;
 use crate::event_id::{EventId, now_ms};
 use crate::hub::Arrival;
@@ -137,6 +138,15 @@ type Jobs = FuturesUnordered<BoxFuture<'static, Job>>;
 enum Step {
     Lost { name: Arc<str>, until: EventId },
     Event(Arrival),
+}
+
+impl Step {
+    fn channel(&self) -> &Arc<str> {
+        match self {
+            Step::Lost { name, .. } => name,
+            Step::Event(arrival) => &arrival.channel,
+        }
+    }
 }
 
 impl Engine {
@@ -255,7 +265,11 @@ impl Engine {
             })
             .collect();
         let now_at: Vec<EventId> = looks.try_collect().await?;
-        for ((key, name, newest), last) in heard.iter().zip(now_at) {
+        // The control channel last: what was told before anything that is read of others is read.
+        let is_control = |name: &Arc<str>| **name == *control::CHANNEL;
+        let mut looked: Vec<_> = heard.iter().zip(now_at).collect();
+        looked.sort_by_key(|((_, name, _), _)| is_control(name));
+        for ((key, name, newest), last) in looked {
             if last <= *newest {
                 continue;
             }
@@ -277,7 +291,8 @@ impl Engine {
                 tuned.hearing = Hearing::From(at);
             }
         }
-        missed.sort_by_key(|(id, _)| *id);
+        // And done first: ids of two channels do not tell which was first within a millisecond.
+        missed.sort_by_key(|(id, step)| (!is_control(step.channel()), *id));
         self.take(missed.into_iter().map(|(_, step)| step).collect());
         Ok(())
     }
@@ -543,7 +558,8 @@ impl Engine {
             // What is known goes first: the reading may fail.
             self.take(std::mem::take(steps));
             let (_, missed) = line.read(&self.keys(&name), at).await?;
-            for entry in missed {
+            // No further: what was told on other channels before what follows is still to come.
+            for entry in missed.into_iter().filter(|missed| missed.id <= entry.id) {
                 at = step_over(&name, at, entry, |_, step| steps.push(step));
             }
         }
