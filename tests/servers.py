@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -12,7 +11,6 @@ import random
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import h11
 import psutil
 
-from buses import bus_of
+from buses import bus_of, lock_holder
 from ports import HOST, free_port
 from sse_channel.parser import EventStreamParser
 from sse_channel.parser import ReceivedEvent as Event
@@ -36,7 +34,6 @@ EXAMPLE = TESTS.parent / "examples" / "news"
 STARTS_WITHIN = 60
 STOPS_WITHIN = 30
 ANSWERS_WITHIN = 30
-LOCK = "hhqqi4x"  # of `struct flock` on Linux: type, whence, start, length, process
 
 _UVICORN = [
     *("-m", "uvicorn", "--host", HOST, "--port", "{port}", "--log-level", "warning"),
@@ -267,7 +264,7 @@ class Server:
                 for process in others:
                     until(lambda p=process: p.status() == psutil.STATUS_STOPPED, "it has stopped")
                 # Else the one that is left could not use the bus.
-                is_free = self._lock_holder() not in {process.pid for process in others}
+                is_free = lock_holder(self.bus) not in {process.pid for process in others}
                 if not is_free:
                     for process in others:
                         process.resume()
@@ -277,16 +274,6 @@ class Server:
                 stack.callback(process.resume)
             until(have_stopped, "the others have stopped, and none with the bus's lock")
             yield
-
-    def _lock_holder(self) -> int | None:
-        """The process that holds the lock of a local bus."""
-        path = Path(self.bus.removeprefix("local://")) / "lock"
-        if not self.bus.startswith("local://") or not path.exists():
-            return None
-        with path.open("rb+") as file:
-            asked = struct.pack(LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, holder = struct.unpack(LOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else holder
 
     def database_descriptors(self) -> list[str]:
         """The worker's open files that belong to the database."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
@@ -13,8 +14,9 @@ from django.test import RequestFactory
 from django.utils.functional import SimpleLazyObject
 
 import sse_channel
-from buses import BUSES, bus_of
+from buses import BUSES, bus_of, lock_holder
 from handover import taken
+from redis_server import Worker
 from servers import Server, cover_workers, open_stream, open_streams
 from servers import until as until_
 from sse_channel import SSEChannel, stats
@@ -627,6 +629,28 @@ def test_a_coroutine_knows_a_user_that_was_asked_for_in_any_way():
 
 
 # --- Real servers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bus", BUSES)
+def test_what_is_published_after_a_disconnect_reaches_none_of_its_streams(bus):
+    """Also where their process learns of both at once, because it was busy."""
+    with bus_of(bus) as shared, ExitStack() as workers:
+        held, other = (workers.enter_context(closing(Worker(shared.url))) for _ in range(2))
+        for number in range(20):
+            name = f"news-{number}"
+            held("follow_stream", name)
+
+            def is_told(name: str = name) -> bool:
+                with held.stopped():
+                    # Who is stopped with the bus's lock keeps all others from it.
+                    if lock_holder(shared.url) == held.pid:
+                        return False
+                    other("disconnect_and_publish", name, "for others")
+                    return True
+
+            until_(is_told, "it is published")
+            until_(lambda name=name: held("followed_so_far", name)[-1:] == ["end"], "the end")
+            assert held("followed_so_far", name) == ["end"]
 
 
 @pytest.mark.parametrize("bus", BUSES)

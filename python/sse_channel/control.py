@@ -24,7 +24,7 @@ def disconnect(*, user: object = None, channel: SSEChannel | str | None = None) 
     commit it. Queues (`listen`) stay.
 
     Returns when the bus has it: this process's streams are ended then, those of others within
-    moments. A stream whose permission is checked at the same time is checked again by
+    moments, and before they are given anything that is published after it returned. A stream whose permission is checked at the same time is checked again by
     `EventStreamView`.
 
     Args:

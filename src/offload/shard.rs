@@ -106,6 +106,8 @@ pub struct Inbox {
     bell: Wakeups,
     /// Rung and not yet answered.
     is_rung: AtomicBool,
+    /// How many revocations were put in.
+    revocations: AtomicUsize,
     /// Connections of this thread, those on their way included.
     pub connections: AtomicUsize,
 }
@@ -120,6 +122,7 @@ impl Inbox {
             items: Mutex::new(Some(Vec::new())),
             bell: Wakeups::new()?,
             is_rung: AtomicBool::new(false),
+            revocations: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
         })
     }
@@ -131,6 +134,9 @@ impl Inbox {
     pub fn push(&self, item: Item) -> std::result::Result<(), Item> {
         match &mut *lock(&self.items) {
             Some(items) => {
+                if matches!(item, Item::Revoke(_)) {
+                    self.revocations.fetch_add(1, Release);
+                }
                 items.push(item);
                 Ok(())
             }
@@ -205,6 +211,8 @@ pub struct Shard {
     due: BinaryHeap<Reverse<(u64, usize, u64)>>,
     /// Those that are behind and can be written to.
     behind: VecDeque<(usize, u64)>,
+    /// How many revocations were taken out of the inbox.
+    revocations: usize,
     /// For each form.
     heartbeats: [Arc<Piece>; Form::ALL.len()],
     clock: Clock,
@@ -238,6 +246,7 @@ impl Shard {
             groups_of: HashMap::new(),
             due: BinaryHeap::new(),
             behind: VecDeque::new(),
+            revocations: 0,
             heartbeats: Form::ALL.map(|form| Arc::new(Piece::plain(form, HEARTBEAT))),
             started: clock.now(),
             clock,
@@ -488,6 +497,7 @@ impl Shard {
 
     /// Ends those that are meant; what waits for them is not sent.
     fn revoke(&mut self, revoked: &Revoked) {
+        self.revocations += 1;
         let is_it = |connection: &Connection| {
             let route = self.groups.get(connection.route).map(|group| &group.route.channels);
             let mut numbers = route.into_iter().flatten().map(|(_, number)| *number);
@@ -607,6 +617,12 @@ impl Shard {
                 continue;
             };
             let step = hub.read_on(&group.route, cursor, told, STEP);
+            if self.inbox.revocations.load(Acquire) != self.revocations {
+                // What was read may be later than its right to it, and waits for the next turn.
+                connection.is_queued = true;
+                self.behind.push_front((place, number));
+                return;
+            }
             if step.lost.is_some() {
                 let reset = frame::reset(Gap::TooOld.reason());
                 connection.push(Arc::new(Piece::plain(connection.form, &reset)));
@@ -957,6 +973,31 @@ mod tests {
             let end = Piece::end(form, Sum::default(), b"");
             assert_eq!(got, [first.bytes(), end.bytes()].concat(), "no text, and whole");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn who_is_behind_reads_nothing_that_is_later_than_its_right_to_it() -> Result<()> {
+        let mut driven = Driven::new()?;
+        let client = driven.connect(None)?;
+        driven.turn();
+        driven.shard.connections[0].phase =
+            Phase::Behind { cursor: driven.hub.newest(), told: None };
+        driven.shard.go_on(0);
+        let revoked = driven.hub.revoke(Some("a"), None).map(Arc::new);
+        driven.publish(1)?;
+        driven.shard.serve_those_behind();
+        let text = driven.read(&client)?;
+        assert!(text.ends_with("data: x\n\n\r\n"), "it has its right yet: {text:?}");
+
+        driven.shard.connections[0].phase =
+            Phase::Behind { cursor: driven.hub.newest(), told: None };
+        driven.shard.go_on(0);
+        revoked.iter().for_each(|revoked| driven.offload.revoke(revoked));
+        driven.publish(1)?;
+        driven.shard.serve_those_behind();
+        driven.turn();
+        assert_eq!(driven.read(&client)?, "0\r\n\r\n", "the end of the body alone");
         Ok(())
     }
 
