@@ -24,8 +24,8 @@ def disconnect(*, user: object = None, channel: SSEChannel | str | None = None) 
     commit it. Queues (`listen`) stay.
 
     Returns when the bus has it: this process's streams are ended then, those of others within
-    moments, and before they are given anything that is published after it returned. A stream whose permission is checked at the same time is checked again by
-    `EventStreamView`.
+    moments, and before they are given anything that is published after it returned. A stream whose
+    permission is checked at the same time is checked again by `EventStreamView`.
 
     Args:
         user: a user of Django, or what was given as `user=` to the streams; compared as text. The
