@@ -291,7 +291,8 @@ impl Engine {
                 tuned.hearing = Hearing::From(at);
             }
         }
-        // And done first: where a clock was set back, its ids may be later than those of what followed.
+        // And done first: where a clock was set back, its ids may be later than those of what
+        // followed.
         missed.sort_by_key(|(id, step)| (!is_control(step.channel()), *id));
         self.take(missed.into_iter().map(|(_, step)| step).collect());
         Ok(())
