@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use _sse_channel::clients::{Admission, Full, Holder, Most};
+use _sse_channel::control::{self, Control, Revocation};
 use _sse_channel::event::Format;
 use _sse_channel::event_id::EventId;
 use _sse_channel::history::Limits;
 use _sse_channel::hub::{Arrival, ChannelKey, First, Hub, Outlet, Passed, Resume};
 use _sse_channel::metrics::Reason;
+use _sse_channel::offload::Offload;
 use _sse_channel::queue::{Client, Kind, Overflow, Taken};
 use _sse_channel::sync::{Mutex, lock};
 
@@ -21,6 +23,7 @@ pub const MODELS: Models = &[
     ("a_close_meets_publishers_and_registrations", a_close_meets_publishers_and_registrations),
     ("a_client_ends_once", a_client_ends_once),
     ("who_is_revoked_gets_nothing_more", who_is_revoked_gets_nothing_more),
+    ("two_disconnects_are_done_when_they_are_told", two_disconnects_are_done_when_they_are_told),
     ("a_stream_is_handed_over_while_events_come", a_stream_is_handed_over_while_events_come),
     ("a_stream_that_is_behind_is_handed_over", a_stream_that_is_behind_is_handed_over),
     ("a_private_channel_goes_while_one_reads", a_private_channel_goes_while_one_reads),
@@ -229,6 +232,25 @@ fn who_is_revoked_gets_nothing_more() {
     assert_eq!(waiting(&other), all);
     assert_eq!(hub.figures(key).counters.snapshot().disconnected(Reason::Revoked), 1);
     assert_eq!(admission.taken(), 1, "its place is given back");
+}
+
+fn two_disconnects_are_done_when_they_are_told() {
+    let hub = Arc::new(Hub::default());
+    let offload = Arc::new(Offload::default());
+    let control = Control::install(&hub, &offload);
+    let told_on = hub.channel(control::CHANNEL, 9);
+    let threads = ["a", "b"].map(|name| {
+        let key = hub.channel(name, 9);
+        let (client, _) = join(&hub, &[key], Kind::Stream, Resume::Fresh);
+        let hub = Arc::clone(&hub);
+        go(move || {
+            let told = Revocation { channel: Some(name.into()), user: None };
+            hub.publish(told_on, draft(&told.to_text())).unwrap();
+            assert!(client.is_closed(), "the other thread may be at it yet");
+        })
+    });
+    threads.into_iter().for_each(done);
+    assert!(control.done() >= 2);
 }
 
 /// An outlet that keeps what it is passed.

@@ -38,6 +38,16 @@ impl Told {
         let told = std::mem::take(&mut *lock(&self.0));
         told.into_iter().filter_map(|event| event.data.clone())
     }
+
+    /// Does something with each text that came, also with those that another thread is at: when this
+    /// is over, all is done that came before it began.
+    fn each(&self, mut act: impl FnMut(&[u8])) {
+        let told = lock(&self.0).clone();
+        for text in told.iter().filter_map(|event| event.data.as_deref()) {
+            act(text);
+        }
+        lock(&self.0).retain(|event| !told.iter().any(|done| Arc::ptr_eq(done, event)));
+    }
 }
 
 /// The streams that are to be disconnected: those that match all that is named.
@@ -110,12 +120,12 @@ impl Outlet for Control {
     }
 
     fn ring(&self) {
-        for text in self.told.take() {
-            let told = Revocation::parse(&text);
-            let (Some(revocation), Some(hub)) = (told, self.hub.upgrade()) else { continue };
+        self.told.each(|text| {
+            let told = Revocation::parse(text);
+            let (Some(revocation), Some(hub)) = (told, self.hub.upgrade()) else { return };
             self.done.fetch_add(1, Relaxed);
             revoke(&hub, self.offload.upgrade().as_deref(), revocation.channel, revocation.user);
-        }
+        });
     }
 }
 
