@@ -519,6 +519,7 @@ def test_a_request_that_says_where_it_goes_on_gets_what_it_missed_or_is_told_why
 
 @few
 @example(options={"status": []}, is_asgi=False)
+@example(options={"overflow": NotImplemented}, is_asgi=False)
 @given(
     options=st.dictionaries(
         st.sampled_from(
@@ -541,6 +542,16 @@ def test_the_arguments_of_a_response_are_refused_or_give_a_stream(options, is_as
         return
     with contextlib.closing(response._stream) as stream:
         assert next(stream).startswith(b"retry: ")
+    assert len(channel.listeners) == 0
+
+
+@pytest.mark.parametrize("method", ["get", "head"])
+@pytest.mark.parametrize("overflow", ["", "drop", 0, False, [], NotImplemented])
+def test_an_overflow_that_is_none_is_refused_by_its_name(method, overflow):
+    request = getattr(_factory, method)("/")
+    channel = SSEChannel(fresh())
+    with pytest.raises((TypeError, ValueError), match="overflow must be"):
+        EventStreamResponse(request, channel, overflow=overflow)
     assert len(channel.listeners) == 0
 
 

@@ -84,12 +84,7 @@ class SSEChannel:
                 raise ValueError(f"the channel {name!r} is the library's own; choose another name")
         self._capacity = _count(capacity, "capacity", 1)
         self._history = _count(history, "history", 0)
-        if not isinstance(overflow, str):
-            raise TypeError(f"overflow must be a str, not {type(overflow).__name__}")
-        if overflow not in ("drop_oldest", "drop_newest", "disconnect"):
-            raise ValueError(
-                f'overflow must be "drop_oldest", "drop_newest" or "disconnect", not {overflow!r}'
-            )
+        check_overflow(overflow)
         self._overflow = overflow
         self._is_named = name is not None
         self._core = _sse_channel.Channel(name, self._history)
@@ -445,6 +440,21 @@ def _again(
     channel = made.__new__(made)
     SSEChannel.__init__(channel, name, capacity=capacity, overflow=overflow, history=history)
     return channel
+
+
+def check_overflow(overflow: object) -> None:
+    """Refuse what names no overflow policy.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is another text.
+    """
+    if not isinstance(overflow, str):
+        raise TypeError(f"overflow must be a str, not {type(overflow).__name__}")
+    if overflow not in ("drop_oldest", "drop_newest", "disconnect"):
+        raise ValueError(
+            f'overflow must be "drop_oldest", "drop_newest" or "disconnect", not {overflow!r}'
+        )
 
 
 def _count(value: object, name: str, smallest: int) -> int:

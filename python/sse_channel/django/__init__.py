@@ -32,7 +32,7 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.cache import patch_vary_headers
 
 from ..asgi import BEHIND, KEY, Exchange
-from ..channel import Overflow, SSEChannel
+from ..channel import Overflow, SSEChannel, check_overflow
 from ..compression import accepts_gzip
 from ..config import options
 from ..control import user_key
@@ -119,9 +119,9 @@ class EventStreamResponse(StreamingHttpResponse):
 
     Raises:
         TypeError: no channel, or something that is none; a `render` or `key` that cannot be; a
-            `compress` that is no bool.
-        ValueError: a `heartbeat` that is not more than 0 seconds, a private channel (one
-            without a name) together with others, or a `render` that needs a `key`.
+            `compress` that is no bool; an `overflow` that is no text.
+        ValueError: another `overflow`, a `heartbeat` that is not more than 0 seconds, a private
+            channel (one without a name) together with others, or a `render` that needs a `key`.
     """
 
     #: Whether it is one of the project's: within the limits, and for pages of `CORS_ORIGINS`.
@@ -154,6 +154,8 @@ class EventStreamResponse(StreamingHttpResponse):
             raise TypeError("EventStreamResponse needs at least one channel after the request")
         if not isinstance(compress, bool | None):
             raise TypeError(f"compress must be True, False or None, not {type(compress).__name__}")
+        if overflow is not None:
+            check_overflow(overflow)
         is_asgi = isinstance(its_request, ASGIRequest)
         if callable(initial):
             initial = _without_connections(initial, is_asgi)
