@@ -105,4 +105,11 @@ fn publish(directory: &Path) {
     bus.close();
     bus.before_fork();
     bus.after_fork();
+    let left = Arc::downgrade(&bus);
+    drop(bus);
+    // Its threads may be at it yet, and would make the directory again that is removed.
+    while left.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "the threads of a bus that is closed let go of it");
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }
