@@ -547,7 +547,7 @@ def test_the_arguments_of_a_response_are_refused_or_give_a_stream(options, is_as
 
 @pytest.mark.parametrize("method", ["get", "head"])
 @pytest.mark.parametrize("overflow", ["", "drop", 0, False, [], NotImplemented])
-def test_an_overflow_that_is_none_is_refused_by_its_name(method, overflow):
+def test_an_overflow_that_is_no_policy_is_refused_by_its_name(method, overflow):
     request = getattr(_factory, method)("/")
     channel = SSEChannel(fresh())
     with pytest.raises((TypeError, ValueError), match="overflow must be"):

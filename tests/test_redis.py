@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -295,6 +296,32 @@ def test_who_was_disconnected_while_its_process_was_cut_off_gets_nothing_later(
             other("disconnect_and_publish", name, "for others")
         until(lambda name=name: held("followed_so_far", name)[-1:] == ["end"])
         assert held("followed_so_far", name) == ["end"]
+
+
+def test_who_is_disconnected_gets_nothing_later_where_a_message_was_missing(
+    redis, worker, name, until
+):
+    """It is read from the store, which has what is later than the disconnect as well."""
+    held, other = worker(), worker(**PATIENT)
+    held("follow_stream", name)
+    first = other("publish", name, "first")
+    until(lambda: "first" in "".join(held("followed_so_far", name)))
+    # An event whose message never came: stored, and not announced.
+    stream = f"sse_channel:{{{name}}}"
+    ((_, fields),) = redis.call("XRANGE", stream, "-", "+")
+    texts = [field.decode() for field in fields]
+    texts[texts.index("prev") + 1] = first
+    ms, n = key(first)
+    redis.call("XADD", stream, f"{ms}-{n + 1}", *texts)
+    redis.call("HSET", f"{stream}:state", "last", f"{ms}-{n + 1}")
+    with held.stopped():
+        other("publish", name, "second")
+        other("disconnect_and_publish", name, 0)
+        # More than are delivered in one go.
+        other("publish_together", name, 1000)
+    until(lambda: held("followed_so_far", name)[-1:] == ["end"])
+    got = "".join(held("followed_so_far", name))
+    assert set(re.findall("data: (.*)", got)) <= {"first", "second"}
 
 
 def test_connections_that_are_cut_all_the_time_lose_and_double_nothing(redis, worker, name):
